@@ -1,0 +1,165 @@
+"""Annotations of all layouts -> references, checked record by record and against the published counts.
+
+ROOT/refcoco/instances.json, refs(unc).p          UNC layout, see unc.py; taken where both are there
+ROOT/anns/refcoco.json, ROOT/masks/refcoco/*.npy  SimREC layout, see simrec.py
+ROOT/images/train2014/COCO_train2014_*.jpg        photographs; other usual places in PHOTO_FOLDERS
+ROOT/pocket.json                                  marks a pocket world, for which no published count holds
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..shards.errors import AnnotationError, ImageError, InputError
+from .datasets import DATASETS, DatasetSpec, count_warnings, did_you_mean, find_dataset
+from .references import Reference, file_name_fault, is_blank
+from .simrec import read_simrec, simrec_file
+from .sources import clip, is_whole, parse_json, read_source
+from .unc import read_unc, refs_file
+
+POCKET_FILE = "pocket.json"
+PHOTO_FOLDERS = (
+    "images/mscoco/images/train2014",
+    "images/train2014",
+    "train2014",
+    "images/saiapr_tc-12",
+    "images/refclef",
+    "images",
+)
+"""Where photographs are looked for below ROOT, in this order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotations:
+    """One data set, read and checked."""
+
+    root: Path
+    spec: DatasetSpec
+    source: str
+    """Whose photographs these are: `coco`, `saiapr`, or a pocket world by its seed."""
+    references: list[Reference]
+    """Split by split in the published order (training first), inside a split in file order."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """Annotation file -> SHA-256."""
+    warnings: list[str] = field(default_factory=list)
+    """What a user should know and nothing stops for, one line each."""
+
+    @property
+    def splits(self) -> list[str]:
+        """Splits that are there, in their order."""
+        return list(dict.fromkeys(reference.split for reference in self.references))
+
+    def of(self, splits: Sequence[str]) -> list[Reference]:
+        """The references of `splits`; InputError naming the splits present where one has none."""
+        for split in splits:
+            if split not in self.splits:
+                raise InputError(
+                    f"{self.spec.name} in {self.root} has no split {split!r}{did_you_mean(split, self.splits)}; "
+                    f"splits present: {clip(', '.join(self.splits), 80)}."
+                )
+        wanted = set(splits)
+        return [reference for reference in self.references if reference.split in wanted]
+
+
+def load_annotations(root: Path, dataset: str) -> Annotations:
+    """Find, read and check one data set below `root`.
+
+    Raises InputError for an unknown name and AnnotationError, naming file and record, for files that are missing,
+    broken or contradict each other.
+    """
+    spec = find_dataset(dataset)
+    root = Path(root)
+    refs_path, simrec_path = refs_file(root / spec.folder, spec), simrec_file(root, spec)
+    if refs_path is not None:
+        loaded = read_unc(refs_path, spec)
+    elif simrec_path is not None:
+        loaded = read_simrec(simrec_path, root, spec)
+    else:
+        raise AnnotationError(
+            f"{root}: no {spec.name}; neither {spec.folder}/refs({spec.partition}).p nor anns/{spec.simrec[-1]}.json "
+            f"is there (data sets present: {', '.join(find_datasets(root)) or 'none'}); put its annotations there."
+        )
+    if not loaded.references:
+        raise AnnotationError(f"{root}: {spec.name} has no reference at all; fetch its annotations again.")
+    pocket = _pocket_source(root)
+    annotations = Annotations(
+        root=root,
+        spec=spec,
+        source=pocket or spec.source,
+        references=_split_by_split(loaded.references, spec),
+        digests=loaded.digests,
+        warnings=loaded.warnings,
+    )
+    if pocket is None:
+        annotations.warnings.extend(count_warnings(annotations.references, spec))
+    annotations.warnings.extend(_blank_warnings(annotations))
+    annotations.warnings.extend(_shared_photo_warnings(annotations))
+    return annotations
+
+
+def load_references(root: Path, dataset: str) -> list[Reference]:
+    """The references of one data set below `root`, all splits; errors as `load_annotations`."""
+    return load_annotations(root, dataset).references
+
+
+def find_datasets(root: Path) -> list[str]:
+    """Names of the data sets whose annotations lie below `root`, in the table's order; their files are not read."""
+    return [spec.name for spec in DATASETS.values() if refs_file(root / spec.folder, spec) or simrec_file(root, spec)]
+
+
+def find_photo(root: Path, file_name: str) -> Path:
+    """Where a photograph is: the first of PHOTO_FOLDERS that has it, or else where it should be.
+
+    ImageError for a name that would leave the folder.
+    """
+    if fault := file_name_fault(file_name):
+        raise ImageError(f"a photo {fault}; correct the annotations.")
+    folders = [root / folder for folder in PHOTO_FOLDERS if (root / folder).is_dir()]
+    for folder in folders:
+        if (folder / file_name).exists():
+            return folder / file_name
+    return (folders[0] if folders else root / PHOTO_FOLDERS[0]) / file_name
+
+
+def _split_by_split(references: Iterable[Reference], spec: DatasetSpec) -> list[Reference]:
+    order = {split: place for place, split in enumerate(spec.splits)}
+    for reference in references:
+        order.setdefault(reference.split, len(order))
+    return sorted(references, key=lambda reference: order[reference.split])
+
+
+def _pocket_source(root: Path) -> str | None:
+    """The name of the pocket world in `root`, by its seed; None where it is none."""
+    path = root / POCKET_FILE
+    if not path.exists():
+        return None
+    record = parse_json(read_source(path))
+    seed = record.get("seed") if isinstance(record, dict) else None
+    return f"pocket-{seed}" if is_whole(seed) else "pocket"
+
+
+def _blank_warnings(annotations: Annotations) -> list[str]:
+    blank = [
+        (reference.ref_id, number)
+        for reference in annotations.references
+        for number, sentence in zip(reference.sent_ids, reference.sentences, strict=True)
+        if is_blank(sentence)
+    ]
+    if not blank:
+        return []
+    return [
+        f"{annotations.spec.name}: {len(blank):,} expressions without a word (first: reference {blank[0][0]}, sentence "
+        f"{blank[0][1]}); training skips them, evaluation counts them as misses"
+    ]
+
+
+def _shared_photo_warnings(annotations: Annotations) -> list[str]:
+    """Photographs of the training split that are also evaluated on: true of partitions by object (google)."""
+    photos: dict[str, set[str]] = {}
+    for reference in annotations.references:
+        photos.setdefault(reference.split, set()).add(reference.key)
+    train = photos.pop("train", set())
+    shared = {split: len(train & others) for split, others in photos.items() if train & others}
+    return [
+        f"{annotations.spec.name}: {number:,} photos of {split} are also in train" for split, number in shared.items()
+    ]
