@@ -1,0 +1,195 @@
+"""The whole network: what it predicts, and the losses that train it without a box or a mask.
+
+Axes: B batch, K candidates, S canvas pixels, D width of the sentence vector.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import losses as terms
+from .batch import Batch
+from .config import ModelConfig
+from .fusion import BankMixer, MultiScaleFusion
+from .text import TextEncoder
+from .wrec import Matcher, candidate_boxes, clip_to_photo, position_embedding
+from .wres import MaskHead
+
+
+@dataclass(frozen=True, eq=False)
+class Losses:
+    """Scalars of one step; a term that was not computed is 0."""
+
+    det: Tensor
+    """Contrast of texts and candidates."""
+    mask: Tensor
+    """Cross-entropy with the pseudo masks, as it enters the sum: over samples, weighed by ISL where that holds."""
+    scl: Tensor
+    """Projection loss of mask and box."""
+    total: Tensor
+    """What is to be minimised: `det` during warm-up, afterwards the sum."""
+
+    def detach(self) -> "Losses":
+        """The same numbers without their graph."""
+        return Losses(**{field.name: getattr(self, field.name).detach() for field in fields(self)})
+
+    @staticmethod
+    def mean(seen: Sequence["Losses"]) -> "Losses":
+        """Term by term over several steps."""
+        return Losses(
+            **{field.name: torch.stack([getattr(one, field.name) for one in seen]).mean() for field in fields(Losses)}
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Answers for B expressions, in the canvas frame."""
+
+    similarity: Tensor
+    """float [B, K], of the sentence with each candidate of its image."""
+    chosen: Tensor
+    """int64 [B], the most similar candidate."""
+    boxes: Tensor
+    """float32 [B, 4], its box, x0 y0 x1 y1 in pixels; not clipped unless the configuration says so."""
+    scores: Tensor
+    """float32 [B], the detector's objectness of that box."""
+    mask_logits: Tensor
+    """float [B, S, S]; a pixel belongs to the mask where sigmoid > 0.5."""
+
+
+class WeakMCN(nn.Module):
+    """WeakMCN without its frozen encoders, whose outputs come in the batch.
+
+    words: float [vocabulary_size, word_dim], the word table, or None for a random one. Weights of the released network
+    that never get a gradient (both down-modules, `mid_proj` and `top_proj` of the second fusion, `w_m` of the attention
+    block) are left out: 643,329 of 21,551,879 parameters of the Ti configurations.
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary_size: int, words: Tensor | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.text = TextEncoder(
+            vocabulary_size=vocabulary_size,
+            word_dim=config.word_dim,
+            width=config.text_dim,
+            heads=config.text_heads,
+            layers=config.text_layers,
+            ff_dim=config.text_ff_dim,
+            flat_dim=config.text_flat_dim,
+            dropout=config.dropout,
+            train_words=config.train_words,
+            words=words,
+        )
+        self.fusion = MultiScaleFusion(config.dark_channels, config.wrec_dim, outputs=("s8", "s16", "s32"))
+        self.rec_banks, self.res_banks = (
+            BankMixer(config.bank_channels, config.wrec_dim, config.dynamic) if config.banks else None for _ in range(2)
+        )
+        self.matcher = Matcher(config.wrec_dim, config.text_dim)
+        self.mask_head = MaskHead(
+            visual_dim=config.wrec_dim,
+            text_dim=config.text_dim,
+            width=config.wres_dim,
+            heads=config.attention_heads,
+            dilations=config.aspp_dilations,
+            dropout=config.dropout,
+        )
+
+    def losses(self, batch: Batch, epoch: int, parts: bool = False) -> Losses:
+        """The loss terms of one batch.
+
+        epoch: counted from 0; below `warm_epochs` the total is `det` alone, from `isl_start_epoch` on ISL weighs the
+        mask loss. parts: compute the mask terms during warm-up too, though they do not enter the total.
+
+        Without `parts` a warm-up step does not run the mask branch at all. The authors' does, for nothing but its
+        BatchNorm statistics, which start moving here only after the warm-up (quirk 27).
+        Raises `StoreError` if the batch does not fit the configuration. Needs B >= 2 in training mode: a BatchNorm
+        sees one value an expression.
+        """
+        warm = epoch < self.config.warm_epochs
+        with_masks = parts or not warm
+        batch.check(self.config, masks=with_masks)
+        text = self.text(batch.tokens)  # [B, D]
+        coarse, *finer = self._fuse(batch, ("s32", "s8", "s16") if with_masks else ("s32",))
+        coarse, candidates = self._candidates(coarse, batch)
+        similarity = torch.einsum("bd,akd->bak", self.matcher.sentences(text), candidates)  # [B, B, K]
+        det = terms.anchor_contrast(similarity)
+        if not with_masks:
+            nothing = torch.zeros_like(det)
+            return Losses(det=det, mask=nothing, scl=nothing, total=det)
+
+        fine, middle = finer
+        logits = self._mask_logits(fine, middle, coarse, text, batch)
+        chosen = similarity.detach().diagonal().argmax(dim=0)  # [B]; the diagonal is [K, B]
+        mask, scl = self._mask_terms(logits, chosen, batch, epoch)
+        return Losses(det=det, mask=mask, scl=scl, total=det if warm else det + mask + scl)
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> Predictions:
+        """Box and mask of each expression. Call `eval()` first; B = 1 is fine then.
+
+        Raises `StoreError` if the batch does not fit the configuration.
+        """
+        batch.check(self.config)
+        text = self.text(batch.tokens)
+        coarse, fine, middle = self._fuse(batch, ("s32", "s8", "s16"))
+        coarse, candidates = self._candidates(coarse, batch)
+        similarity = torch.einsum("bd,bkd->bk", self.matcher.sentences(text), candidates)
+        chosen = similarity.argmax(dim=1)
+        boxes, scores = candidate_boxes(_pick(batch.boxes, chosen))
+        if self.config.clip_boxes_in_eval:
+            boxes = clip_to_photo(boxes, batch.letterbox)
+        return Predictions(
+            similarity=similarity,
+            chosen=chosen,
+            boxes=boxes,
+            scores=scores,
+            mask_logits=self._mask_logits(fine, middle, coarse, text, batch),
+        )
+
+    def _cast(self, x: Tensor) -> Tensor:
+        return x.to(self.matcher.visual.weight.dtype)
+
+    def _banks(self, batch: Batch) -> dict[str, Tensor]:
+        return {bank: self._cast(getattr(batch, bank)) for bank in self.config.banks}
+
+    def _fuse(self, batch: Batch, outputs: Sequence[str]) -> list[Tensor]:
+        maps = (batch.dark_s8, batch.dark_s16, batch.dark_s32)
+        return self.fusion(*map(self._cast, maps), outputs=outputs)
+
+    def _candidates(self, coarse: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The map of stride 32 with its banks [B, C, S/32, S/32], and the candidates' embeddings [B, K, D]."""
+        if self.rec_banks is not None:
+            pooled = {bank: F.avg_pool2d(x, 2) for bank, x in self._banks(batch).items()}
+            coarse = coarse + self.rec_banks(coarse, pooled)
+        position = position_embedding(batch.boxes, self.config.side_px, self.config.text_dim)
+        return coarse, self.matcher.candidates(coarse, batch.cells) + self._cast(position)
+
+    def _mask_logits(self, fine: Tensor, middle: Tensor, coarse: Tensor, text: Tensor, batch: Batch) -> Tensor:
+        """fine, middle: fused maps of stride 8 and 16; coarse: that of stride 32 with its banks; returns [B, S, S].
+
+        Only the outer two scales are enhanced; the middle one goes in as it is.
+        """
+        if self.res_banks is not None:
+            mixed = self.res_banks(fine, self._banks(batch))
+            fine = fine + F.interpolate(mixed, scale_factor=2, mode="bilinear", align_corners=False)
+        return self.mask_head(fine, middle, coarse, text)
+
+    def _mask_terms(self, logits: Tensor, chosen: Tensor, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
+        """Cross-entropy with the chosen candidates' pseudo masks, and the projection loss on their clipped boxes."""
+        assert batch.masks is not None
+        target = terms.unpack_bits(_pick(batch.masks, chosen))
+        boxes, _ = candidate_boxes(_pick(batch.boxes, chosen))
+        box = terms.box_bits(clip_to_photo(boxes, batch.letterbox), self.config.side_px)
+        bce = terms.mask_bce(logits, target)  # [B]
+        if self.config.isl and epoch >= self.config.isl_start_epoch:
+            bce = bce * terms.agreement(logits, box, self.config.isl_threshold)
+        scl = terms.projection_loss(logits, box) if self.config.scl else logits.new_zeros(())
+        return bce.sum(), scl
+
+
+def _pick(values: Tensor, chosen: Tensor) -> Tensor:
+    """values: [B, K, ...]; chosen: int64 [B]; returns [B, ...]."""
+    return values[torch.arange(len(chosen), device=chosen.device), chosen]
