@@ -72,9 +72,7 @@ class SamModel:
     def embed(self, photos: list[Photo]) -> Tensor:
         """Image embeddings at SAM's own grid: [B, C, G, G]."""
         squares = np.stack([photo.letterbox.image(photo.rgb, self.config.image_px) for photo in photos])
-        pixels = torch.from_numpy(squares).to(self.device).permute(0, 3, 1, 2).float()
-        mean, deviation = self.net.get_buffer("pixel_mean"), self.net.get_buffer("pixel_std")
-        return self.net.image_encoder((pixels - mean) / deviation)
+        return embed(self.net, torch.from_numpy(squares).to(self.device).permute(0, 3, 1, 2).float())
 
     def masks(self, embedding: Tensor, boxes_canvas: np.ndarray, side_px: int) -> tuple[Tensor, Tensor]:
         """Masks bool [K, S, S] and predicted IoU [K] for boxes [K, 4] (x0 y0 x1 y1, canvas pixels) of one image.
@@ -91,6 +89,12 @@ class SamModel:
             masks.append(F.interpolate(low, (side_px, side_px), mode="bilinear", align_corners=False)[:, 0] > 0)
             ious.append(iou.amax(dim=1))
         return torch.cat(masks), torch.cat(ious)
+
+
+def embed(sam: Sam, pixels: Tensor) -> Tensor:
+    """Image embeddings [B, C, G, G] of squares float [B, 3, s, s], RGB of 0..255 at SAM's own side."""
+    mean, deviation = sam.get_buffer("pixel_mean"), sam.get_buffer("pixel_std")
+    return sam.image_encoder((pixels - mean) / deviation)
 
 
 def decode(sam: Sam, embedding: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
