@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from .atomic import live_temporaries, stale_temporaries, write_json
 from .errors import ConfigError, DamagedShardError, StoreError
 from .family import STAGE_FILE, Family, family_name, stage_of
 from .fingerprint import fingerprint
+from .lock import only_writer
 
 STORE_FILE = "store.json"
 IMAGES_FILE = "images.parquet"
@@ -104,8 +106,15 @@ class Removed:
 def gc(path: Path, *, dry_run: bool = False) -> list[Removed]:
     """Remove the families not in use and the temporaries of dead writers; what was removed.
 
-    A family into which some process is writing is left alone. StoreError if `path` is no store.
+    A family into which some process is writing is left alone. StoreError if `path` is no store; WeakmcnError, naming
+    it, while a precompute holds the store: the family it is filling may not be in use yet.
     """
+    read_store_json(path)
+    with nullcontext() if dry_run else only_writer(path, "weakmcn store gc"):
+        return _gc(path, dry_run=dry_run)
+
+
+def _gc(path: Path, *, dry_run: bool) -> list[Removed]:
     in_use = set(read_store_json(path)["current"].values())
     removed: list[Removed] = []
     kept = [path]

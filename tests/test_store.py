@@ -18,9 +18,10 @@ from weakmcn.cli.store import app
 from weakmcn.shards.atomic import finished_file
 from weakmcn.shards.codec import pack_masks, unpack_masks
 from weakmcn.shards.columns import FAMILIES
-from weakmcn.shards.errors import ConfigError, DamagedShardError, StoreError
+from weakmcn.shards.errors import ConfigError, DamagedShardError, StoreError, WeakmcnError
 from weakmcn.shards.fingerprint import fingerprint
 from weakmcn.shards.geometry import Letterbox
+from weakmcn.shards.lock import only_writer
 from weakmcn.shards.reader import Reader
 from weakmcn.shards.store import Store, create_store, gc, set_current, write_stage_json
 from weakmcn.shards.tables import IMAGES, REFERENCES, read_table, write_table
@@ -603,3 +604,8 @@ def test_gc_says_what_it_would_remove_and_then_removes_it(small: Small) -> None:
     assert "would be freed" in text
     assert run("gc", small.path)[0] == 0
     assert not old.exists()
+
+
+def test_gc_waits_for_no_one_and_touches_nothing_while_a_precompute_holds_the_store(small: Small) -> None:
+    with only_writer(small.path, "weakmcn precompute"), pytest.raises(WeakmcnError, match="weakmcn precompute"):
+        gc(small.path)

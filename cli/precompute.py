@@ -1,0 +1,110 @@
+"""`weakmcn precompute`: run the frozen networks once over the photographs and keep what they see."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class ExecutorName(StrEnum):
+    """Where the work is done."""
+
+    ray = "ray"
+    local = "local"
+
+
+def precompute(
+    data: Annotated[Path, typer.Option(help="Folder of the data sets: annotations and photographs.")],
+    dataset: Annotated[str, typer.Option(help="refcoco, refcoco+, refcocog-umd, refcocog-google, refclef, ...")],
+    store: Annotated[Path, typer.Option(help="Folder of the store; made if it is not there.")],
+    split: Annotated[str, typer.Option(help="Splits whose photographs are wanted, with commas.")] = "train",
+    stages: Annotated[
+        str | None,
+        typer.Option(
+            help="Only these, with commas: detect, dino, sam, masks, clip, or all.", show_default="all but clip"
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Networks and sizes: pocket or refcoco.", show_default="the store's, else pocket")
+    ] = None,
+    codec: Annotated[
+        str | None,
+        typer.Option(
+            help="How large maps are kept: f16, bf16 or u8 (half the size).", show_default="the store's, else f16"
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Weights of a stage, STAGE=FILE; may be repeated.", show_default="the store's, else the preset's"
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out photographs that cannot be read; exit code 3.")
+    ] = False,
+    executor: Annotated[
+        ExecutorName, typer.Option(help="Ray actors, or this process alone; the bytes are the same.")
+    ] = ExecutorName.ray,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Ray actors.", show_default="one a GPU, else one a core")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster, HOST:PORT, that sees the same files.")
+    ] = None,
+    insecure_ray: Annotated[
+        bool, typer.Option("--insecure-ray", help="Use a cluster that runs without token authentication.")
+    ] = False,
+) -> None:
+    """Run the frozen networks once over the photographs and keep what they see as WebDataset shards.
+
+    It prints the plan (what is up to date, missing, stale and why), then makes what is missing. Interrupted or killed,
+    it loses at most the shards under way: run the same command again. What you do not name stays as the store was made.
+
+    \b
+    Needs    annotations and photographs below --data, as `weakmcn pocket` or RefCOCO's download lays them out;
+             the weights of the preset's networks (those of `pocket` ship with the package)
+    Writes   the folder --store: images.parquet, refs-<dataset>.parquet, one folder of shards a stage
+    Example  weakmcn precompute --data data --dataset refcoco --split train,val --store store
+             weakmcn precompute --data data --dataset refcoco --store store --checkpoint sam=sam_vit_b.pth --dry-run
+    """
+    from rich.console import Console
+
+    from ..pipeline.precompute import precompute, settings
+
+    report = precompute(
+        settings(store, preset=preset, codec=codec, checkpoints=_pairs(checkpoint or [])),
+        store=store,
+        data=data,
+        dataset=dataset,
+        splits=_names(split, "--split"),
+        stages=None if stages is None else _names(stages, "--stages"),
+        executor=executor.value,
+        address=address,
+        workers=workers,
+        skip_bad=skip_bad,
+        dry_run=dry_run,
+        insecure_ray=insecure_ray,
+        console=Console(stderr=True),
+    )
+    typer.echo(report.summary())
+    if report.exit_code:
+        raise typer.Exit(report.exit_code)
+
+
+def _names(text: str, option: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise typer.BadParameter(f"{option} names nothing.")
+    return names
+
+
+def _pairs(texts: list[str]) -> dict[str, str]:
+    pairs = {}
+    for text in texts:
+        stage, sign, file = text.partition("=")
+        if not (stage and sign and file):
+            raise typer.BadParameter(f"--checkpoint {text}: write STAGE=FILE, for instance sam=sam_vit_b_01ec64.pth.")
+        pairs[stage] = file
+    return pairs

@@ -1,0 +1,104 @@
+"""Ray actors make the bytes that one process makes, and outlive the death of a worker."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from weakmcn.pipeline.executor import RayExecutor
+from weakmcn.pipeline.precompute import precompute
+from weakmcn.shards.errors import InputError
+
+from .tiny import digests, write_data, write_weights
+
+pytestmark = pytest.mark.ray
+
+CORES = 2
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cluster() -> Iterator[None]:
+    """One session for all tests: starting Ray takes seconds."""
+    import ray
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(
+        address="local",
+        num_cpus=CORES,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        object_store_memory=100 << 20,
+    )
+    yield
+    ray.shutdown()
+
+
+def run(root: Path, store: str, executor: str) -> dict[str, str]:
+    """The files of a store made from the data in `root`, relative path -> digest."""
+    report = precompute(
+        write_weights(root / "weights"),
+        store=root / store,
+        data=root / "data",
+        dataset="refcoco",
+        splits=["train", "val"],
+        executor=executor,
+        console=Console(quiet=True),
+    )
+    assert report.exit_code == 0
+    return digests(root / store)
+
+
+def test_ray_and_this_process_write_the_same_bytes_even_if_a_worker_is_killed(tmp_path: Path) -> None:
+    write_data(tmp_path / "data")
+    undisturbed = run(tmp_path, "local", "local")
+    killed: list[int] = []
+    is_over = threading.Event()
+
+    def kill_one() -> None:
+        while not killed and not is_over.wait(0.01):
+            if list((tmp_path / "ray").glob("detect-*/*.tar")):  # the run is well under way
+                for pid in working()[:1]:
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    try:
+        on_ray = run(tmp_path, "ray", "ray")
+    finally:
+        is_over.set()
+        killer.join()
+    assert len(killed) == 1
+    assert on_ray == undisturbed
+
+
+def working() -> list[int]:
+    """Our own actors at work, by the title that Ray gives a process and by their descent from this one."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            is_actor = (folder / "cmdline").read_bytes().startswith(b"ray::Worker.run")
+            if is_actor and os.getpid() in ancestors(int(folder.name)):
+                found.append(int(folder.name))
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
+def ancestors(pid: int) -> set[int]:
+    found: set[int] = set()
+    while pid > 1:
+        status = Path(f"/proc/{pid}/status").read_text()
+        pid = int(status.partition("PPid:")[2].split()[0])
+        found.add(pid)
+    return found
+
+
+def test_more_workers_than_cores_are_refused_instead_of_awaited() -> None:
+    with pytest.raises(InputError, match=f"--workers {CORES + 1}: the Ray cluster has {CORES} cores"):
+        RayExecutor(workers=CORES + 1).__enter__()
