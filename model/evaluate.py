@@ -1,0 +1,302 @@
+"""A split, measured: what the network answers, and what anyone could answer without it.
+
+Every sentence of the split is in the denominator. One that has no words, or whose image precompute skipped, is a miss;
+so is an answer that is not a number. Boxes and masks are compared at the photo's own size (method section 15).
+
+Beside the network stand, on the same sentences, answers that do not read them (the floor) and one that knows the truth
+(the ceiling). Each is a candidate's box and SAM's mask of it:
+
+    best_scored      the candidate with the largest objectness
+    random           any candidate, in expectation
+    largest          the candidate that covers most of the photo
+    oracle           the candidate whose box fits the truth best: no choice can score higher boxes
+    sam_mask_of_box  the candidate that the network chose: its box, with SAM's mask in place of the network's
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..shards.codec import rle_decode, rle_encode
+from ..shards.store import Store
+from .batch import Batch
+from .candidates import Candidates, Fit
+from .config import ModelConfig
+from .loader import Loader, ahead, columns_of
+from .methods import Method
+from .metrics import box_iou, iou_of_areas, mask_areas, summarise
+from .progress import counted
+from .references import Reference, references_of
+from .run import Run, device_of
+from .samples import cut_note
+from .vocabulary import Vocabulary, words_of
+
+EMPTY = "empty expression"
+SKIPPED = "precompute skipped the image"
+NOT_FINITE = "the predicted box is not finite"
+NO_TRUTH = "the data set has no mask of the object"
+
+BASELINES: tuple[str, ...] = ("best_scored", "random", "largest", "oracle", "sam_mask_of_box")
+READ = ("cells", "boxes", "masks")
+"""Fields of a batch that the judge needs, whatever the network reads."""
+
+Box = tuple[float, float, float, float]
+"""x0 y0 x1 y1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentenceRecord:
+    """One sentence, its answer and how good that is. Photo pixels."""
+
+    key: str
+    ref_id: int
+    sentence: str
+    truth_photo: Box
+    box_photo: Box | None = None
+    """The predicted box; None where there was no answer."""
+    mask: str | None = None
+    """The predicted mask, COCO run lengths at the photo's size."""
+    chosen: int | None = None
+    """Which candidate."""
+    score: float | None = None
+    """Objectness of that candidate."""
+    box_iou: float = 0.0
+    mask_iou: float = 0.0
+    intersection: int = 0
+    """Pixels of the predicted mask that are true."""
+    union: int = 0
+    """Pixels of either mask."""
+    miss: str | None = None
+    """Why there was no answer, or none that counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A split, measured."""
+
+    dataset: str
+    split: str
+    summary: dict[str, float]
+    """The network's figures, see metrics.py, in percent."""
+    baselines: dict[str, dict[str, float]]
+    """Name -> rec_acc50 and res_miou, on the same sentences."""
+    records: list[SentenceRecord]
+    """One a sentence, in the order of the annotation file."""
+    misses: dict[str, int]
+    """Why sentences were counted as misses without being judged, and how many."""
+    notes: list[str]
+    """The same and other things to tell the user, a line each."""
+
+    @property
+    def results(self) -> dict:
+        """The figures alone, for JSON."""
+        return {**self.summary, "baselines": self.baselines}
+
+
+def evaluate_run(
+    run: Run,
+    split: str,
+    *,
+    store: Store | None = None,
+    dataset: str | None = None,
+    batch: int = 64,
+    ema: bool = True,
+    device: str = "auto",
+) -> Evaluation:
+    """Measure a run's newest checkpoint on a split of its own store and data set, unless others are given.
+
+    StoreError if that store's columns are not those the run was trained on, or lack images of the split.
+    """
+    store = store or Store.open(run.store)
+    run.check_columns(store)
+    return evaluate(
+        run.network(ema=ema, device=device_of(device)),
+        vocabulary=run.vocabulary,
+        method=run.method,
+        config=run.model,
+        store=store,
+        dataset=dataset or run.dataset,
+        split=split,
+        batch=batch,
+    )
+
+
+def evaluate(
+    net: nn.Module,
+    *,
+    vocabulary: Vocabulary,
+    method: Method,
+    config: ModelConfig,
+    store: Store,
+    dataset: str,
+    split: str,
+    batch: int = 64,
+) -> Evaluation:
+    """Measure a network, as it is and where it is (put into eval mode), on every sentence of a split."""
+    fields = tuple(dict.fromkeys((*method.fields(config), *READ)))
+    stages = dict.fromkeys(column.partition(".")[0] for column in columns_of(fields).values())
+    references = references_of(store, dataset, split)
+    skipped = {key for stage in stages for key in store.skipped(stage)}
+    store.require(list(stages), [reference.key for reference in references if reference.key not in skipped])
+
+    judge = _Judge(store, clip=config.clip_boxes_in_eval)
+    asked = [
+        (place, text)  # the sentences of an image together, so that its masks are brought to the photo once
+        for place, reference in sorted(enumerate(references), key=lambda item: item[1].key)
+        if reference.key not in skipped
+        for text in reference.sentences
+    ]
+    records: dict[int, list[SentenceRecord]] = {
+        place: [judge.unanswered(reference, text, SKIPPED) for text in reference.sentences]
+        for place, reference in enumerate(references)
+        if reference.key in skipped
+    }
+    loader = Loader(store, fields, device=next(net.parameters()).device)
+    make = partial(_batch, loader, references, vocabulary, config.max_tokens)
+    chunks = [asked[start : start + batch] for start in range(0, len(asked), batch)]
+    net.eval()
+    with counted("evaluating", len(asked)) as count:
+        for chunk, inputs in zip(chunks, ahead(make, chunks), strict=True):
+            answers = _Answers.of(net.predict(inputs))  # pyright: ignore[reportCallIssue]
+            boxes, masks = inputs.boxes.cpu().numpy(), _on_host(inputs.masks)
+            for row, (place, text) in enumerate(chunk):
+                judge.look_at(references[place], boxes[row], masks[row])
+                records.setdefault(place, []).append(judge.judge(references[place], text, answers, row))
+            count(len(chunk))
+
+    ordered = [record for place in range(len(references)) for record in records[place]]
+    misses = dict(Counter(record.miss for record in ordered if record.miss))
+    told = [f"{count:,} of {len(ordered):,} sentences are counted as misses: {why}." for why, count in misses.items()]
+    return Evaluation(
+        dataset=dataset,
+        split=split,
+        summary=summarise(ordered),
+        baselines=judge.baselines(len(ordered)),
+        records=ordered,
+        misses=misses,
+        notes=[*told, *cut_note(references, config.max_tokens)],
+    )
+
+
+def _batch(
+    loader: Loader,
+    references: Sequence[Reference],
+    vocabulary: Vocabulary,
+    max_tokens: int,
+    chunk: Sequence[tuple[int, str]],
+) -> Batch:
+    tokens = np.stack([vocabulary.ids(text, max_tokens) for _, text in chunk])
+    return loader.batch([references[place].key for place, _ in chunk], tokens)
+
+
+def _on_host(tensor: Tensor | None) -> np.ndarray:
+    assert tensor is not None
+    return tensor.cpu().numpy()
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Predictions on the host, in the canvas frame."""
+
+    boxes: np.ndarray
+    """float32 [B, 4]."""
+    masks: np.ndarray
+    """uint8 [B, S, S]."""
+    chosen: np.ndarray
+    scores: np.ndarray
+
+    @classmethod
+    def of(cls, predictions: Any) -> "_Answers":
+        masks = (predictions.mask_logits.sigmoid() > 0.5).to(torch.uint8)
+        return cls(*(_on_host(x) for x in (predictions.boxes, masks, predictions.chosen, predictions.scores)))
+
+
+class _Judge:
+    """Compares answers with the truth, one reference after another, and keeps the score of the baselines.
+
+    What belongs to an image, then to a reference, is worked out once and kept until the next comes.
+    """
+
+    def __init__(self, store: Store, *, clip: bool) -> None:
+        self._store = store
+        self._clip = clip
+        self._image: Candidates | None = None
+        self._fit: Fit | None = None
+        self._right = dict.fromkeys(BASELINES, 0.0)
+        self._mask_iou = dict.fromkeys(BASELINES, 0.0)
+
+    def look_at(self, reference: Reference, boxes: np.ndarray, masks: np.ndarray) -> None:
+        """The reference that is judged next. boxes: float32 [K, 4, 5]; masks: uint8 [K, S, S/8]."""
+        if self._image is None or self._image.key != reference.key:
+            letterbox = self._store.letterbox(reference.key)
+            self._image = Candidates.of(reference.key, letterbox, boxes, masks, clip=self._clip)
+        if self._fit is None or self._fit.reference is not reference:
+            image, fit = self._image, Fit.of(reference, self._image)
+            answers = {"best_scored": image.best_scored(), "largest": image.largest(), "oracle": fit.oracle()}
+            for name, chosen in answers.items():
+                self._count(name, fit, chosen, weight=len(reference.sentences))
+            self._count("random", fit, slice(None), weight=len(reference.sentences))
+            self._fit = fit
+
+    def judge(self, reference: Reference, text: str, answers: _Answers, row: int) -> SentenceRecord:
+        """The record of one sentence of the reference that was looked at last."""
+        if not words_of(text):
+            return self.unanswered(reference, text, EMPTY)
+        image, fit = self._image, self._fit
+        assert image is not None
+        assert fit is not None
+        chosen = int(answers.chosen[row])
+        self._count("sam_mask_of_box", fit, chosen, weight=1)
+
+        box_photo = image.letterbox.to_photo(answers.boxes[row])
+        mask_photo = image.letterbox.mask_to_photo(answers.masks[row])
+        overlap = float(box_iou(box_photo, np.array(reference.box_photo)))
+        miss = None if np.isfinite(overlap) else NOT_FINITE
+        intersection, union = (0, 0) if fit.truth is None else map(int, mask_areas(mask_photo, fit.truth))
+        return SentenceRecord(
+            key=reference.key,
+            ref_id=reference.ref_id,
+            sentence=text,
+            truth_photo=reference.box_photo,
+            box_photo=None if miss else tuple(box_photo.tolist()),
+            mask=rle_encode(mask_photo),
+            chosen=chosen,
+            score=float(answers.scores[row]),
+            box_iou=0.0 if miss else overlap,
+            mask_iou=0.0 if fit.truth is None else float(iou_of_areas(intersection, union)),
+            intersection=intersection,
+            union=union,
+            miss=miss or (NO_TRUTH if fit.truth is None else None),
+        )
+
+    def unanswered(self, reference: Reference, text: str, why: str) -> SentenceRecord:
+        """The record of a sentence without an answer: a miss, the whole true mask missed."""
+        height, width = (getattr(self._store.letterbox(reference.key), name) for name in ("height", "width"))
+        truth = rle_decode(reference.mask, height, width) if reference.mask else np.zeros((height, width), bool)
+        return SentenceRecord(
+            key=reference.key,
+            ref_id=reference.ref_id,
+            sentence=text,
+            truth_photo=reference.box_photo,
+            union=int(truth.sum()),
+            miss=why,
+        )
+
+    def baselines(self, sentences: int) -> dict[str, dict[str, float]]:
+        """Over all sentences of the split, those of skipped images included."""
+        share = 100 / max(1, sentences)
+        return {
+            name: {"rec_acc50": share * self._right[name], "res_miou": share * self._mask_iou[name]}
+            for name in BASELINES
+        }
+
+    def _count(self, name: str, fit: Fit, chosen: int | slice, weight: int) -> None:
+        """chosen: the candidate that answers, or several, each as likely as the others."""
+        self._right[name] += weight * float(np.mean(fit.box_iou[chosen] > 0.5))
+        self._mask_iou[name] += weight * float(np.mean(fit.mask_iou[chosen]))

@@ -1,0 +1,103 @@
+"""What a run writes down while it trains: losses by step, and, apart from them, what depends on the clock."""
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from ..shards.errors import CheckpointError
+from .progress import Watch
+
+T = TypeVar("T")
+
+
+class Journal:
+    """metrics.jsonl, timing.jsonl and the display.
+
+    A line of metrics.jsonl is a function of the run's settings and data alone.
+    """
+
+    def __init__(self, metrics: Path, timing: Path, watch: Watch, *, epochs: int) -> None:
+        self._timing = timing
+        self._watch = watch
+        self._epochs = epochs
+        self._losses: Mapping[str, float] = {}
+        self._file = open(metrics, "ab")  # noqa: SIM115 - closed in __exit__
+
+    def losses(self, *, epoch: int, step: int, rate: float, losses: Mapping[str, float]) -> None:
+        """Mean losses of the steps since the last call; the last of them had learning rate `rate`."""
+        self._losses = losses
+        self._file.write(_line({"epoch": epoch, "step": step, "lr": rate, **losses}))
+        self._watch.losses(epoch, self._epochs, losses)
+
+    def flush(self) -> int:
+        """Put metrics.jsonl on the disk; its length in bytes."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def epoch(self, epoch: int, timing: Mapping[str, float]) -> None:
+        """An epoch is done; timing: as `Clock.stop` gives it."""
+        with open(self._timing, "ab") as file:
+            file.write(_line({"epoch": epoch, **timing}))
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in self._losses.items())
+        self._watch.line(
+            f"epoch {epoch + 1}/{self._epochs}: {shown}; {timing['references_per_s']:,.0f} references/s, "
+            f"{timing['seconds']:.1f} s, {timing['waiting_share']:.1%} of it waiting for data"
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+
+def cut_to(metrics: Path, length: int) -> None:
+    """Forget the lines behind `length` bytes: they were written after the checkpoint that the run goes on from.
+
+    CheckpointError if the file is shorter than that.
+    """
+    has = metrics.stat().st_size if metrics.exists() else 0
+    if has < length:
+        raise CheckpointError(
+            f"{metrics}: {has} bytes, its checkpoint says {length}; restore it or train in a new folder."
+        )
+    if has > length:
+        os.truncate(metrics, length)
+
+
+class Clock:
+    """How long an epoch took, and how much of it was spent waiting for data."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._waited = 0.0
+
+    def waiting_for(self, items: Iterable[T]) -> Iterator[T]:
+        """The items; the time until each is there counts as waiting."""
+        source = iter(items)
+        while True:
+            asked = time.perf_counter()
+            try:
+                item = next(source)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - asked
+            yield item
+
+    def stop(self, *, references: int) -> dict[str, float]:
+        """references: trained on since the start."""
+        seconds = time.perf_counter() - self._started
+        return {
+            "references": references,
+            "seconds": seconds,
+            "references_per_s": references / seconds,
+            "waiting_share": self._waited / seconds,
+        }
+
+
+def _line(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, sort_keys=True, allow_nan=False) + "\n").encode("ascii")

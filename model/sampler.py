@@ -1,0 +1,92 @@
+"""Which reference, with which of its sentences, is in which batch: a pure function of (seed, epoch).
+
+Nothing here depends on the number of ranks, threads or earlier epochs, so the whole data state of a run is
+(epoch, batch index). The draws come from a counter-based generator (Philox) keyed by seed and epoch.
+
+Two references of one image never meet in a batch: each would be a false negative of the other in the contrastive loss.
+"""
+
+from collections import Counter, deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..shards.errors import ConfigError
+
+Draw = tuple[int, int]
+"""(index of a reference, index of one of its sentences)."""
+
+
+def steps_per_epoch(images: Sequence, batch: int) -> int:
+    """Full batches that an epoch can hold, no image twice in one.
+
+    images: the image of each reference, in any hashable form. It is floor(references / batch), unless a few images own
+    so many of the references that these cannot be spread over as many batches. ConfigError if not even one fits.
+    """
+    counts = Counter(images).values()
+    if len(counts) < batch:
+        raise ConfigError(
+            f"batch={batch} needs as many different images, the training references have {len(counts)}; "
+            "lower the batch."
+        )
+    steps = len(images) // batch
+    while sum(min(count, steps) for count in counts) < steps * batch:
+        steps -= 1
+    return steps
+
+
+def epoch_batches(
+    images: Sequence, sentences: Sequence[Sequence[int]], *, seed: int, epoch: int, batch: int
+) -> list[list[Draw]]:
+    """The batches of one epoch, each of exactly `batch` draws.
+
+    images: the image of each reference. sentences: for each reference the indices of the sentences that may be drawn;
+    a reference with none is left out. Every other reference comes at most once, and once unless it is in the remainder
+    that fills no batch; its sentence is uniform.
+
+    The references are shuffled; one whose image is already in the batch waits for the next. Towards the end of the
+    epoch an image with a reference left for every batch left goes first, which keeps the batches full.
+    """
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch])))
+    usable = [index for index, choices in enumerate(sentences) if len(choices)]
+    places = rng.integers([len(sentences[index]) for index in usable])
+    drawn = {index: int(sentences[index][place]) for index, place in zip(usable, places, strict=True)}
+    queue = deque(usable[place] for place in rng.permutation(len(usable)))
+    left = Counter(images[index] for index in usable)
+    most = max(left.values(), default=0)
+    batches: list[list[Draw]] = []
+    for steps_left in range(steps_per_epoch([images[index] for index in usable], batch), 0, -1):
+        if steps_left <= most:
+            pressing = {image for image, count in left.items() if count >= steps_left}
+            queue = deque(sorted(queue, key=lambda index: images[index] not in pressing))
+        chosen: dict = {}
+        waiting = []
+        while len(chosen) < batch:
+            index = queue.popleft()
+            if images[index] in chosen:
+                waiting.append(index)
+            else:
+                chosen[images[index]] = index
+        queue.extendleft(reversed(waiting))
+        left.subtract(chosen.keys())
+        batches.append([(index, drawn[index]) for index in chosen.values()])
+    return batches
+
+
+def strangers(images: Sequence, seed: int) -> np.ndarray:
+    """int64 [references]: for each reference another one, of a different image, to take the captions of.
+
+    A permutation, for the control experiment in which captions say nothing about their image: what is then learned
+    above the language-blind floor is not learned from language. ConfigError if one image owns more than half of the
+    references.
+    """
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, len(images)])))
+    counts = Counter(images)
+    most = max(counts.values(), default=0)
+    if 2 * most > len(images) or not most:
+        raise ConfigError("captions cannot be exchanged between images: one image owns more than half the references.")
+    rank = dict(zip(counts, rng.permutation(len(counts)), strict=True))
+    order = np.array(sorted(rng.permutation(len(images)), key=lambda index: rank[images[index]]))
+    giver = np.empty_like(order)
+    giver[order] = np.roll(order, rng.integers(most, len(images) - most, endpoint=True))
+    return giver

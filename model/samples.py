@@ -1,0 +1,80 @@
+"""What a run trains on: the references of a split that have columns and words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..shards.fingerprint import fingerprint
+from ..shards.store import Store
+from .references import Reference, references_of, sentences_in_row_order
+from .sampler import steps_per_epoch, strangers
+from .vocabulary import Vocabulary, words_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Training references, in the order of the annotation file, and their expressions as token ids."""
+
+    keys: list[str]
+    """Image of each reference."""
+    ref_ids: list[int]
+    tokens: list[np.ndarray]
+    """For each reference int64 [sentences, T]."""
+    usable: list[list[int]]
+    """For each reference the sentences that have words, at least one."""
+    vocabulary: Vocabulary
+    digest: str
+    """Of all of the above."""
+    notes: list[str]
+    """What was left out or cut, and how much: one line each, for the user."""
+
+    def steps(self, batch: int) -> int:
+        """Steps of an epoch; ConfigError if no batch of that size can be filled."""
+        return steps_per_epoch(self.keys, batch)
+
+
+def training_samples(
+    store: Store, dataset: str, split: str, *, stages: Sequence[str], max_tokens: int, shuffle_seed: int | None = None
+) -> Samples:
+    """The samples of a split. StoreError unless the columns of `stages` are there, current and whole.
+
+    shuffle_seed: the control experiment; every reference gets the expressions of a reference of another image.
+    """
+    references = references_of(store, dataset, split)
+    skipped = {key for stage in stages for key in store.skipped(stage)}
+    pictured = [reference for reference in references if reference.key not in skipped]
+    store.require(stages, [reference.key for reference in pictured])
+    kept = [reference for reference in pictured if reference.usable]
+    keys = [reference.key for reference in kept]
+    speakers = kept if shuffle_seed is None else [kept[giver] for giver in strangers(keys, shuffle_seed)]
+
+    vocabulary = Vocabulary.build(sentences_in_row_order(store, dataset))
+    said = [[reference.ref_id, speaker.sentences] for reference, speaker in zip(kept, speakers, strict=True)]
+    return Samples(
+        keys=keys,
+        ref_ids=[reference.ref_id for reference in kept],
+        tokens=[np.stack([vocabulary.ids(text, max_tokens) for text in speaker.sentences]) for speaker in speakers],
+        usable=[speaker.usable for speaker in speakers],
+        vocabulary=vocabulary,
+        digest=fingerprint([keys, said, vocabulary.rows, max_tokens]),
+        notes=[
+            *([] if shuffle_seed is None else ["Control experiment: captions are exchanged between images."]),
+            *_left_out(len(references) - len(pictured), len(references), "precompute skipped their image"),
+            *_left_out(len(pictured) - len(kept), len(references), "empty expression"),
+            *cut_note(kept, max_tokens),
+        ],
+    )
+
+
+def cut_note(references: Sequence[Reference], max_tokens: int) -> list[str]:
+    """A line that tells how many sentences lose their tail, if any does."""
+    lengths = [len(words_of(text)) for reference in references for text in reference.sentences]
+    cut = sum(length > max_tokens for length in lengths)
+    return (
+        [f"{cut:,} of {len(lengths):,} expressions have more than {max_tokens} words; the rest is cut."] if cut else []
+    )
+
+
+def _left_out(count: int, total: int, reason: str) -> list[str]:
+    return [f"{count:,} of {total:,} references are left out: {reason}."] if count else []

@@ -1,0 +1,107 @@
+"""Everything that changes while a run trains, and its way into a checkpoint and back."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import Checkpoint, Position, load_weights, under
+from .config import TrainConfig
+from .schedule import MovingAverage
+
+ADAM = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class TrainState:
+    """Weights, their moving average, the optimiser, and the place in the order of training.
+
+    The random generators of torch belong to it too; `tensors` and `restore` include them.
+    """
+
+    net: nn.Module
+    optimiser: torch.optim.Optimizer
+    average: MovingAverage
+    epoch: int = 0
+    """Of the next step, from 0."""
+    batch: int = 0
+    """Index in that epoch of the next batch."""
+    step: int = 0
+    """Steps finished."""
+    window: dict[str, Tensor] = field(default_factory=dict)
+    """Sums of the losses since the last line of metrics.jsonl; they stay on the device."""
+    window_steps: int = 0
+
+    @classmethod
+    def start(cls, net: nn.Module, config: TrainConfig) -> "TrainState":
+        """Before the first step. net: on its device."""
+        weights = [weight for weight in net.parameters() if weight.requires_grad]
+        betas = (config.betas[0], config.betas[1])
+        optimiser = torch.optim.Adam(weights, lr=config.warmup_lr, betas=betas, eps=config.eps, fused=True)
+        return cls(net, optimiser, MovingAverage(net, config.ema_decay))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.net.parameters()).device
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """The trained parameters."""
+        return self.optimiser.param_groups[0]["params"]
+
+    def set_rate(self, rate: float) -> None:
+        self.optimiser.param_groups[0]["lr"] = rate
+
+    def advance(self, losses: Any, steps: int) -> None:
+        """Count a finished step. losses: a dataclass of scalars. steps: of an epoch."""
+        for item in fields(losses):
+            self.window[item.name] = self.window.get(item.name, 0) + getattr(losses, item.name).detach()
+        self.window_steps += 1
+        self.step += 1
+        self.batch += 1
+        if self.batch == steps:
+            self.epoch, self.batch = self.epoch + 1, 0
+
+    def take_window(self) -> dict[str, float]:
+        """Mean losses since the last call."""
+        means = {name: (total / self.window_steps).item() for name, total in self.window.items()}
+        self.window, self.window_steps = {}, 0
+        return means
+
+    def position(self, metrics_bytes: int) -> Position:
+        return Position(
+            epoch=self.epoch,
+            batch=self.batch,
+            step=self.step,
+            metrics_bytes=metrics_bytes,
+            window_steps=self.window_steps,
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it but the position, flat, by name."""
+        named = {f"net/{name}": tensor for name, tensor in self.net.state_dict().items()}
+        named |= {f"ema/{name}": tensor for name, tensor in self.average.shadow.items()}
+        for name, weight in self.net.named_parameters():
+            for part, value in self.optimiser.state.get(weight, {}).items():
+                named[f"adam/{part}/{name}"] = value
+        named |= {f"window/{name}": total for name, total in self.window.items()}
+        named["rng/cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            named["rng/cuda"] = torch.cuda.get_rng_state(self.device)
+        return named
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Become what was saved; CheckpointError if it is the state of another network."""
+        load_weights(self.net, saved, ema=False)
+        self.average.restore(under("ema/", saved.tensors))
+        moments = {part: under(f"adam/{part}/", saved.tensors) for part in ADAM}
+        for name, weight in self.net.named_parameters():
+            if name in moments["step"]:  # a part that had no gradient yet has no moments either
+                self.optimiser.state[weight] = {part: moments[part][name].to(self.device) for part in ADAM}
+        self.window = {name: total.to(self.device) for name, total in under("window/", saved.tensors).items()}
+        self.window_steps = saved.position.window_steps
+        self.epoch, self.batch, self.step = saved.position.epoch, saved.position.batch, saved.position.step
+        torch.set_rng_state(saved.tensors["rng/cpu"])
+        if self.device.type == "cuda" and "rng/cuda" in saved.tensors:
+            torch.cuda.set_rng_state(saved.tensors["rng/cuda"], self.device)

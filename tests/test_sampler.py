@@ -1,0 +1,102 @@
+"""The order of training: a pure function of (seed, epoch), every batch full, no image twice in one."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from weakmcn.model.sampler import epoch_batches, steps_per_epoch, strangers
+from weakmcn.shards.errors import ConfigError
+
+IMAGES = st.lists(st.integers(0, 12), min_size=1, max_size=60)
+
+
+def one_sentence_each(images: list[int]) -> list[list[int]]:
+    return [[0] for _ in images]
+
+
+@given(IMAGES, st.integers(1, 12), st.integers(0, 3))
+def test_a_reference_comes_at_most_once_and_no_image_twice_in_a_batch(
+    images: list[int], batch: int, epoch: int
+) -> None:
+    assume(len(set(images)) >= batch)
+    batches = epoch_batches(images, one_sentence_each(images), seed=1, epoch=epoch, batch=batch)
+    drawn = [reference for one in batches for reference, _ in one]
+    assert len(drawn) == len(set(drawn)) == batch * steps_per_epoch(images, batch)
+    for one in batches:
+        assert len({images[reference] for reference, _ in one}) == batch
+
+
+@given(IMAGES, st.integers(1, 12))
+def test_as_many_batches_are_filled_as_can_be(images: list[int], batch: int) -> None:
+    assume(len(set(images)) >= batch)
+    steps = steps_per_epoch(images, batch)
+    assert 1 <= steps <= len(images) // batch
+
+    def places(steps: int) -> int:
+        return sum(min(count, steps) for count in Counter(images).values())
+
+    assert places(steps) >= steps * batch
+    assert steps == len(images) // batch or places(steps + 1) < (steps + 1) * batch
+
+
+def test_with_few_references_an_image_only_the_remainder_is_left_out() -> None:
+    images = [number // 3 for number in range(1000)]
+    assert steps_per_epoch(images, 40) == 25
+    drawn = Counter(
+        reference
+        for epoch in range(4)
+        for one in epoch_batches(images, one_sentence_each(images), seed=7, epoch=epoch, batch=40)
+        for reference, _ in one
+    )
+    assert set(drawn.values()) == {4}
+    assert len(drawn) == 1000
+
+
+def test_the_same_seed_and_epoch_give_the_same_order_and_another_gives_another() -> None:
+    images = list(range(50))
+    sentences = [[0, 1, 2]] * 50
+
+    def order(seed: int, epoch: int) -> list[list[tuple[int, int]]]:
+        return epoch_batches(images, sentences, seed=seed, epoch=epoch, batch=10)
+
+    assert order(3, 4) == order(3, 4)
+    assert order(3, 4) != order(3, 5)
+    assert order(3, 4) != order(4, 4)
+
+
+def test_a_sentence_is_drawn_uniformly_from_those_allowed() -> None:
+    images, sentences = list(range(20)), [[0, 2, 5]] * 20
+    drawn = Counter(
+        sentence
+        for epoch in range(150)
+        for one in epoch_batches(images, sentences, seed=0, epoch=epoch, batch=10)
+        for _, sentence in one
+    )
+    assert set(drawn) == {0, 2, 5}
+    assert max(abs(count - 1000) for count in drawn.values()) < 100  # 3000 draws, standard deviation 26
+
+
+def test_a_reference_without_a_usable_sentence_is_left_out() -> None:
+    sentences = [[0], [], [1], [], [0]]
+    (batch,) = epoch_batches(list("abcde"), sentences, seed=0, epoch=0, batch=3)
+    assert sorted(batch) == [(0, 0), (2, 1), (4, 0)]
+
+
+def test_a_batch_larger_than_the_number_of_images_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"batch=4 .* have 3"):
+        epoch_batches([1, 2, 3, 3], [[0]] * 4, seed=0, epoch=0, batch=4)
+
+
+@given(IMAGES, st.integers(0, 5))
+def test_every_caption_goes_to_another_image(images: list[int], seed: int) -> None:
+    most = max(Counter(images).values())
+    if 2 * most > len(images):
+        with pytest.raises(ConfigError, match="more than half"):
+            strangers(images, seed)
+        return
+    giver = strangers(images, seed)
+    assert sorted(giver) == list(range(len(images)))
+    assert all(images[giver[taker]] != images[taker] for taker in range(len(images)))
+    assert np.array_equal(giver, strangers(images, seed))
