@@ -26,7 +26,10 @@ def precompute(
         ),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Networks and sizes: pocket or refcoco.", show_default="the store's, else pocket")
+        str | None,
+        typer.Option(
+            help="Networks and sizes: pocket, refcoco, refcoco-small, sam-b, …", show_default="the store's, else pocket"
+        ),
     ] = None,
     codec: Annotated[
         str | None,

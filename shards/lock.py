@@ -1,6 +1,6 @@
-"""One writer a store: a lock that names its holder and that no crash can leave behind.
+"""One writer a folder: a lock that names its holder and that no crash can leave behind.
 
-The lock is the kernel's (`flock`) on a file in the store, so it goes with its process however that ends. The file only
+The lock is the kernel's (`flock`) on a file in the folder, so it goes with its process however that ends. The file only
 says who holds it.
 """
 
@@ -20,8 +20,9 @@ LOCK = ".lock"
 
 @contextmanager
 def only_writer(folder: Path, what: str) -> Iterator[None]:
-    """Hold the lock of the store in `folder` for the block; the folder is made at need, and taken away if left empty.
+    """Hold the lock of `folder`, a store or a run, for the block.
 
+    The folder is made at need, and taken away again if it is left empty.
     what: the command that holds it, for others to read. Raises WeakmcnError naming the holder where another run has it.
     """
     folder = Path(folder)
@@ -31,7 +32,7 @@ def only_writer(folder: Path, what: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _locked(path)
     except OSError as error:
-        raise WeakmcnError(f"{folder}: cannot be written ({error.strerror}); choose another --store.") from error
+        raise WeakmcnError(f"{folder}: cannot be written ({error.strerror}); choose another folder.") from error
     try:
         holder = {
             "what": what,
@@ -59,7 +60,7 @@ def _locked(path: Path) -> int:
         except BlockingIOError:
             held_by = _holder(descriptor)
             os.close(descriptor)
-            raise WeakmcnError(f"{path.parent}: {held_by} holds this store; wait for it to end, or stop it.") from None
+            raise WeakmcnError(f"{path.parent}: {held_by} holds this folder; wait for it to end, or stop it.") from None
         # A holder that ended between our open and our lock has removed the file: lock the one that has its name now.
         with suppress(FileNotFoundError):
             if os.fstat(descriptor).st_ino == os.stat(path).st_ino:

@@ -1,0 +1,132 @@
+"""`weakmcn eval`: a run's figures on a split, between what needs no language and what no choice could better."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..model.evaluate import Evaluation
+
+COLUMNS = {
+    "rec_acc50": "REC\nAcc@0.5",
+    "res_miou": "RES\nmIoU",
+    "res_oiou": "\noIoU",
+    "pr50": "Pr@\n0.5",
+    "pr60": "\n0.6",
+    "pr70": "\n0.7",
+    "pr80": "\n0.8",
+    "pr90": "\n0.9",
+    "inconsistency": "\nIE",
+}
+"""Figure -> its heading; the table fits 80 columns."""
+BASELINES = {
+    "best_scored": "floor: best scored",
+    "random": "floor: random",
+    "largest": "floor: largest",
+    "oracle": "ceiling: oracle",
+    "sam_mask_of_box": "SAM's mask of its box",
+}
+
+
+def evaluate(
+    run: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the run.")],
+    split: Annotated[str, typer.Option(help="val, testA, testB, test or train.")] = "val",
+    shards: Annotated[
+        Path | None, typer.Option(metavar="STORE", help="Folder of the store.", show_default="the run's own")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Whose expressions: refcoco, refcoco+, …", show_default="the run's own")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table, and nothing else.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto is the GPU where there is one.")] = "auto",
+) -> None:
+    """Measure a run on every sentence of a split; one checkpoint answers for boxes and masks.
+
+    \b
+    Needs    a run, and a store with the split: weakmcn precompute --split val
+    Writes   nothing
+    Example  weakmcn eval --run runs/first --split testA
+             weakmcn eval --run runs/first --split val --json > val.json
+
+    All figures are percentages of all sentences of the split, at the photo's own size; one without an answer is a miss,
+    is told, and makes the exit code 3.
+
+    \b
+    REC Acc@0.5  box IoU > 0.5, strictly
+    RES mIoU     mean over sentences of the mask IoU
+    oIoU         sum of the intersections over the sum of the unions (cIoU);
+                 favours large objects
+    Pr@X         mask IoU > X, strictly
+    IE           inconsistency: exactly one of box IoU > 0.5 and
+                 mask IoU >= 0.5 holds; lower is better
+
+    The floor needs no language: the candidate of highest objectness, a random one (in expectation), the largest, each
+    with SAM's mask of it. The ceiling is the candidate that fits the true box best. The last row is the run's own
+    choice with SAM's mask in place of the mask head's.
+    """
+    from ..model.evaluate import evaluate_run
+    from ..model.run import Run
+    from ..pipeline.datasets import ALIASES
+    from ..shards.store import Store
+
+    opened = Run.open(run)
+    store = Store.open(shards or opened.store)
+    found = evaluate_run(
+        opened,
+        split,
+        store=store,
+        dataset=ALIASES.get(dataset, dataset) if dataset else None,
+        device=device,
+    )
+    if as_json:
+        import json
+
+        facts = {"run": str(run), "store": str(store.path), "dataset": found.dataset, "split": found.split}
+        typer.echo(json.dumps({**facts, "weights": "ema", **found.results, "notes": found.notes}, indent=2))
+    else:
+        show([found])
+    if found.misses:
+        raise typer.Exit(3)
+
+
+def show(evaluations: Sequence["Evaluation"]) -> None:
+    """Print the table of several splits, and below it what there is to know about them."""
+    from rich.console import Console
+
+    console = Console()
+    console.print(results_table(evaluations))
+    for found in evaluations:
+        for note in found.notes:
+            console.print(f"{found.dataset} {found.split}: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def results_table(evaluations: Sequence["Evaluation"]) -> "Table":
+    """One section a split: the run, the floor, the ceiling."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(
+        title=f"{evaluations[0].dataset}, percent of all sentences",
+        caption="What each column and row means: weakmcn eval --help",
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    table.add_column("", no_wrap=True)
+    for head in COLUMNS.values():
+        table.add_column(head, justify="right", no_wrap=True)
+    for found in evaluations:
+        label = f"{found.split}, {found.summary['sentences']:,.0f} sentences"
+        table.add_row(label, *(f"{found.summary[key]:.1f}" for key in COLUMNS), style="bold")
+        for key, label in BASELINES.items():
+            figures = found.baselines[key]
+            cells = (f"{figures[column]:.1f}" if column in figures else "" for column in COLUMNS)
+            table.add_row(f"  {label}", *cells, style="dim")
+        table.add_section()
+    return table

@@ -1,0 +1,123 @@
+"""The command `weakmcn`: a table of verbs, and the one place where faults become messages and exit codes.
+
+Nothing here or in the verbs' modules imports torch, Ray or OpenCV before a verb runs, so help is instant.
+"""
+
+import inspect
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from importlib.metadata import version
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from ..shards.errors import WeakmcnError
+from . import demo, evaluate, pocket, precompute, predict, store, train
+
+INTERRUPTED = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
+DEBUG = "--debug"
+STOPPED = "interrupted; what was finished is kept, the same command goes on from there."
+
+
+def reflowed(docstring: str | None) -> str:
+    """A docstring as help: each paragraph one line, for the terminal to wrap, but those after a line with `\\b`."""
+    paragraphs = inspect.cleandoc(docstring or "").split("\n\n")
+    return "\n\n".join(
+        text.removeprefix("\b\n") if text.startswith("\b\n") else text.replace("\n", " ") for text in paragraphs
+    )
+
+
+app = typer.Typer(
+    name="weakmcn",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    pretty_exceptions_show_locals=False,
+    epilog="Begin with: weakmcn demo. Each command has its own --help, with an example.",
+)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo.demo,
+    "pocket": pocket.pocket,
+    "precompute": precompute.precompute,
+    "train": train.train,
+    "eval": evaluate.evaluate,
+    "predict": predict.predict,
+}
+for name, command in COMMANDS.items():
+    app.command(name, help=reflowed(command.__doc__))(command)
+app.add_typer(store.app, name="store")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"weakmcn {version('weakmcn')}")
+        raise typer.Exit()
+
+
+def weakmcn(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option(DEBUG, help="Print the traceback of an error too; may stand anywhere.")
+    ] = False,
+) -> None:
+    """Boxes and masks for referring expressions, learned without one annotated box or mask.
+
+    The work has two halves. `precompute` runs frozen networks over the photographs once and keeps what they see in a
+    store; `train` learns from that store, `eval` measures, `predict` answers.
+
+    Exit codes: 0 done; 1 failed; 2 the input or the command line is wrong, nothing was started; 3 finished, but some
+    images were skipped; 130 or 143 interrupted.
+    """
+
+
+app.callback(help=reflowed(weakmcn.__doc__))(weakmcn)
+
+
+def main() -> int:
+    """Run the command line of this process; the exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    debug = DEBUG in sys.argv
+    try:
+        status = app([word for word in sys.argv[1:] if word != DEBUG], prog_name="weakmcn", standalone_mode=False)
+    except WeakmcnError as fault:
+        return _tell(fault, fault.exit_code, debug)
+    except typer.TyperException as fault:
+        return _tell(_usage(fault), fault.exit_code, debug)
+    except SystemExit as ended:
+        if ended.code != TERMINATED:
+            raise
+        return _tell(STOPPED, TERMINATED, debug)
+    except OSError as fault:
+        if fault.filename is None:
+            raise
+        return _tell(f"{fault.filename}: {fault.strerror}.", 1, debug)
+    if status == INTERRUPTED:  # typer turned the KeyboardInterrupt into this
+        return _tell(STOPPED, status, debug)
+    return status or 0
+
+
+def _tell(fault: Exception | str, status: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    if str(fault):
+        typer.echo(f"weakmcn: {fault}", err=True)
+    return status
+
+
+def _usage(fault: typer.TyperException) -> str:
+    """A wrong command line in one line, with the command whose help says more; "" where that help was printed."""
+    message = " ".join(fault.format_message().split()).rstrip(".")
+    if not message:
+        return ""
+    context: Any = getattr(fault, "ctx", None)
+    see = f"see {context.command_path if context else 'weakmcn'} --help."
+    return f"{message[:1].lower()}{message[1:]}{'' if message.endswith('?') else ';'} {see}"
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(TERMINATED)

@@ -1,0 +1,219 @@
+"""Pictures of answers: a photo with its expression, the true box and mask in green, the predicted ones in yellow.
+
+Everything is handed in and out in the photo frame: images uint8 RGB [h, w, 3], boxes x0 y0 x1 y1, masks bool [h, w].
+Marks are drawn at twice the final size and reduced, which smooths their edges.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from ..shards.atomic import finished_file
+
+Colour = tuple[int, int, int]
+
+GREEN: Colour = (30, 200, 90)
+YELLOW: Colour = (255, 210, 0)
+INK: Colour = (28, 30, 34)
+FAINT: Colour = (110, 114, 122)
+PAPER: Colour = (255, 255, 255)
+PANEL: Colour = (240, 241, 243)
+RIGHT: Colour = (20, 150, 70)
+WRONG: Colour = (205, 60, 50)
+
+SMOOTHING = 2
+MARGIN_PX = 32
+GAP_PX = 24
+SHEET_COLUMNS = 4
+ANSWER_COLUMNS = 3
+CELL_WIDTH_PX = 340
+CELL_PHOTO_PX = 300
+"""Height of a cell's photo area."""
+CAPTION_LINES = 2
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Marks:
+    """What one colour outlines on a photo."""
+
+    box: np.ndarray | None
+    """x0 y0 x1 y1, photo pixels."""
+    mask: np.ndarray | None
+    """bool [h, w]."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answer:
+    """One cell of a picture."""
+
+    rgb: np.ndarray
+    """uint8 [h, w, 3]."""
+    expression: str
+    note: str
+    """A short line under the expression."""
+    predicted: Marks
+    true: Marks | None = None
+    right: bool | None = None
+    """Whether the note's dot is green or red; None draws no dot."""
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Publish the picture as a PNG."""
+    with finished_file(path) as scratch:
+        picture.save(scratch, format="PNG")
+
+
+def save_mask(mask: np.ndarray, path: Path) -> None:
+    """Publish a mask bool [h, w] as a PNG: 255 inside, 0 outside."""
+    save_picture(Image.fromarray(mask.astype(np.uint8) * 255), path)
+
+
+def contact_sheet(answers: Sequence[Answer], title: str, subtitle: str) -> Image.Image:
+    """Answers in rows of four, with a heading and a legend."""
+    grid = _grid([cell(answer, CELL_WIDTH_PX, CELL_PHOTO_PX) for answer in answers], SHEET_COLUMNS)
+    head = 84
+    sheet = Image.new("RGB", (max(grid.width, 640) + 2 * MARGIN_PX, grid.height + head + 2 * MARGIN_PX), PAPER)
+    sheet.paste(grid, (MARGIN_PX, MARGIN_PX + head))
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN_PX, MARGIN_PX), title, INK, _font(26))
+    draw.text((MARGIN_PX, MARGIN_PX + 40), subtitle, FAINT, _font(16))
+    _legend(draw, right=sheet.width - MARGIN_PX, top=MARGIN_PX + 6)
+    return sheet
+
+
+def answer_picture(answers: Sequence[Answer], longest_px: int = 720) -> Image.Image:
+    """Answers on one photo, each on a large copy of its own, in rows of three: what `predict` writes."""
+    height, width = answers[0].rgb.shape[:2]
+    scale = longest_px / max(height, width)
+    cell_width, photo_height = max(round(width * scale), 320), round(height * scale)
+    grid = _grid([cell(answer, cell_width, photo_height) for answer in answers], ANSWER_COLUMNS)
+    picture = Image.new("RGB", (grid.width + 2 * GAP_PX, grid.height + 2 * GAP_PX), PAPER)
+    picture.paste(grid, (GAP_PX, GAP_PX))
+    return picture
+
+
+def _grid(cells: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Cells of one size in rows; an image without area for none."""
+    if not cells:
+        return Image.new("RGB", (0, 0))
+    step_x, step_y = cells[0].width + GAP_PX, cells[0].height + GAP_PX
+    columns = min(columns, len(cells))
+    rows = -(-len(cells) // columns)
+    grid = Image.new("RGB", (columns * step_x - GAP_PX, rows * step_y - GAP_PX), PAPER)
+    for place, each in enumerate(cells):
+        row, column = divmod(place, columns)
+        grid.paste(each, (column * step_x, row * step_y))
+    return grid
+
+
+def cell(answer: Answer, width_px: int, photo_px: int) -> Image.Image:
+    """The photo fitted into `width_px` x `photo_px`, below it the expression and the note."""
+    drawn = Image.new("RGB", (width_px, photo_px + _caption_height()), PAPER)
+    drawn.paste(PANEL, (0, 0, width_px, photo_px))
+    photo = marked_photo(answer.rgb, answer.true, answer.predicted, width_px, photo_px)
+    drawn.paste(photo, ((width_px - photo.width) // 2, (photo_px - photo.height) // 2))
+    draw = ImageDraw.Draw(drawn)
+    top = photo_px + 10
+    for line in _wrapped(f"“{answer.expression}”", _font(18), width_px, CAPTION_LINES):
+        draw.text((0, top), line, INK, _font(18))
+        top += 24
+    left = 0
+    if answer.right is not None:
+        draw.ellipse((1, top + 6, 10, top + 15), fill=RIGHT if answer.right else WRONG)
+        left = 18
+    draw.text((left, top + 2), answer.note, FAINT, _font(15))
+    return drawn
+
+
+def marked_photo(rgb: np.ndarray, true: Marks | None, predicted: Marks, width_px: int, height_px: int) -> Image.Image:
+    """The photo, as large as fits, with the marks.
+
+    The truth is the wider line below the prediction; where there is none, all but the predicted mask is dimmed, if
+    it is not empty.
+    """
+    scale = min(width_px / rgb.shape[1], height_px / rgb.shape[0])
+    size = (max(1, round(rgb.shape[1] * scale)), max(1, round(rgb.shape[0] * scale)))
+    large = (size[0] * SMOOTHING, size[1] * SMOOTHING)
+    canvas = Image.fromarray(rgb).resize(large, Image.Resampling.LANCZOS)
+    layers = [(predicted, YELLOW, 2)] if true is None else [(true, GREEN, 4), (predicted, YELLOW, 2)]
+    masks = [None if marks.mask is None else _resized(marks.mask, large) for marks, _, _ in layers]
+    if true is None and masks[0] is not None and masks[0].getbbox():
+        canvas = Image.composite(canvas, Image.blend(canvas, Image.new("RGB", large, INK), 0.55), masks[0])
+    for (marks, colour, line_px), mask in zip(layers, masks, strict=True):
+        if mask is not None:
+            _outline(canvas, mask, colour, line_px * SMOOTHING)
+        if marks.box is not None:
+            _frame(canvas, marks.box * scale * SMOOTHING, colour, line_px * SMOOTHING)
+    return canvas.resize(size, Image.Resampling.BOX)
+
+
+def _resized(mask: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """The mask at another size, 0 or 255; the steps of its pixels are rounded off."""
+    grey = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
+    soft = grey.filter(ImageFilter.GaussianBlur(size[0] / mask.shape[1] / 2))
+    return soft.point([0] * 128 + [255] * 128)
+
+
+def _outline(canvas: Image.Image, mask: Image.Image, colour: Colour, line_px: int) -> None:
+    """A line along the inside of the mask's edge, in a thin dark one that keeps it visible on any ground."""
+    inside = np.asarray(mask)
+    for shade, extra in ((INK, 1), (colour, 0)):
+        outer = cv2.dilate(inside, _square(extra))
+        inner = cv2.erode(inside, _square(line_px + extra))
+        canvas.paste(shade, mask=Image.fromarray(np.where(inner > 0, 0, outer).astype(np.uint8)))
+
+
+def _square(reach_px: int) -> np.ndarray:
+    return np.ones((2 * reach_px + 1, 2 * reach_px + 1), np.uint8)
+
+
+def _frame(canvas: Image.Image, box: np.ndarray, colour: Colour, line_px: int) -> None:
+    """A rectangle whose line is centred on the box's edge, kept inside the picture."""
+    half = line_px // 2
+    low = np.clip(np.round(box[:2]), half + 2, np.array(canvas.size) - half - 3)
+    high = np.clip(np.round(box[2:]), low + 1, np.array(canvas.size) - half - 3)
+    draw = ImageDraw.Draw(canvas)
+    for shade, extra in ((INK, 2), (colour, 0)):
+        corners = [*(low - half - extra), *(high + half + extra)]
+        draw.rectangle([int(corner) for corner in corners], outline=shade, width=line_px + 2 * extra)
+
+
+def _legend(draw: ImageDraw.ImageDraw, right: int, top: int) -> None:
+    for text, colour in (("predicted", YELLOW), ("true", GREEN)):
+        right -= int(draw.textlength(text, _font(16)))
+        draw.text((right, top), text, INK, _font(16))
+        right -= 26
+        draw.rectangle((right, top + 2, right + 17, top + 17), fill=colour, outline=INK)
+        right -= 22
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width_px: int, lines: int) -> list[str]:
+    """At most `lines` lines no wider than `width_px`; what does not fit ends in an ellipsis."""
+    words, found = text.split(), []
+    while words and len(found) < lines:
+        count = len(words)
+        while count > 1 and font.getlength(" ".join(words[:count])) > width_px:
+            count -= 1
+        line, words = " ".join(words[:count]), words[count:]
+        is_cut = bool(words) and len(found) == lines - 1
+        while line and font.getlength(line + "…" * is_cut) > width_px:
+            line, is_cut = line[:-1], True
+        found.append(line.rstrip() + "…" * is_cut)
+    return found
+
+
+def _caption_height() -> int:
+    return 10 + 24 * CAPTION_LINES + 26
+
+
+@cache
+def _font(size_px: int) -> ImageFont.FreeTypeFont:
+    """Pillow's own font: the same picture on every machine."""
+    font = ImageFont.load_default(size_px)
+    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
+    return font

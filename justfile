@@ -1,0 +1,46 @@
+# What one does here; `just` lists it. Another environment: just venv=/path/to/venv check
+
+venv := ".venv"
+python := venv / "bin/python"
+
+_list:
+    @just --list --unsorted
+
+# Make the environment
+setup:
+    python3 -m venv {{ venv }}
+    {{ python }} -m pip install -e '.[dev]'
+
+# See the whole system work:  just demo --quick
+demo *flags:
+    {{ venv }}/bin/weakmcn demo {{ flags }}
+
+# Everything a change must pass, but for the wheel
+check: lint types test
+
+# The tests, or some of them:  just test tests/test_cli.py
+test *flags:
+    {{ python }} -m pytest {{ flags }}
+
+# Format, lint, import directions
+lint:
+    {{ venv }}/bin/ruff format --check .
+    {{ venv }}/bin/ruff check .
+    {{ venv }}/bin/lint-imports --no-cache
+
+# Put the code into shape
+format:
+    {{ venv }}/bin/ruff format .
+    {{ venv }}/bin/ruff check --fix .
+
+# Types
+types:
+    {{ venv }}/bin/pyright --pythonpath {{ python }}
+
+# Build the wheel, install it alone, run it far from this folder
+wheel-test:
+    .ci/wheel-test {{ python }}
+
+# Make the pocket world's frozen networks again (hours on two cores)
+pocket-weights:
+    {{ python }} -m weakmcn.pipeline.pocket.pretrain

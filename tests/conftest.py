@@ -1,0 +1,44 @@
+"""What several tests need and nobody wants to make twice."""
+
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from weakmcn.cli.main import app, main
+
+DEMO = ("--images", "64", "--epochs", "2", "--executor", "local", "--seed", "3")
+"""The smallest demo there is a point in: 40 photographs to train on."""
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished `weakmcn demo`: data, store, run, contact_sheet.png, results.json. Not to be changed."""
+    out = tmp_path_factory.mktemp("pocket") / "demo"
+    app(["demo", "--out", str(out), *DEMO], standalone_mode=False)
+    return out
+
+
+@dataclass
+class Ended:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run `weakmcn WORDS` in this process, as its console script does."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def call(*words: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["weakmcn", *map(str, words)])
+        status = main()
+        printed = capsys.readouterr()
+        return Ended(status, printed.out, printed.err)
+
+    yield call
+    signal.signal(signal.SIGTERM, handler)

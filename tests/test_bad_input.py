@@ -1,0 +1,101 @@
+"""What is wrong with the input is told in one clear line, with its exit code, and nothing is half-written."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DATASET = "refcoco+"
+Edit = Callable[[Path], Any]
+
+
+def photo_of_val(data: Path) -> Path:
+    """A photograph that a reference of val stands on."""
+    refs = pickle.loads((data / DATASET / "refs(unc).p").read_bytes())
+    image = next(ref["image_id"] for ref in refs if ref["split"] == "val")
+    return data / "images" / "train2014" / f"COCO_train2014_{image:012d}.jpg"
+
+
+def remove_photo(data: Path) -> Any:
+    photo_of_val(data).unlink()
+
+
+def write_a_page(data: Path) -> Any:
+    photo_of_val(data).write_text("<html>404 not found</html>")
+
+
+def cut_in_half(data: Path) -> Any:
+    photo = photo_of_val(data)
+    photo.write_bytes(photo.read_bytes()[: photo.stat().st_size // 2])
+
+
+def forget_an_annotation(data: Path) -> Any:
+    refs = pickle.loads((data / DATASET / "refs(unc).p").read_bytes())
+    path = data / DATASET / "instances.json"
+    content = json.loads(path.read_text())
+    content["annotations"] = [each for each in content["annotations"] if each["id"] != refs[0]["ann_id"]]
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def data(demo: Path, tmp_path: Path) -> Path:
+    """The demo's data set, to be damaged."""
+    return shutil.copytree(demo / "data", tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (remove_photo, "missing"),
+        (write_a_page, "not an image"),
+        (cut_in_half, "truncated"),
+        (forget_an_annotation, "annotation"),
+    ],
+)
+def test_a_data_set_that_is_broken_is_refused_before_anything_is_written(
+    run, data: Path, tmp_path: Path, damage: Edit, says: str
+) -> None:
+    damage(data)
+    store = tmp_path / "store"
+    ended = run("precompute", "--data", data, "--dataset", DATASET, "--split", "val", "--store", store)
+    assert ended.status == 2
+    assert says in ended.err
+    assert "Traceback" not in ended.err
+    assert not store.exists()
+
+
+def test_with_skip_bad_the_rest_is_made_and_the_exit_code_tells(run, data: Path, tmp_path: Path) -> None:
+    cut_in_half(data)
+    words = ["--data", data, "--dataset", DATASET, "--split", "val", "--store", tmp_path / "store"]
+    ended = run("precompute", *words, "--stages", "dino", "--executor", "local", "--skip-bad")
+    assert ended.status == 3
+    assert "1" in ended.out
+
+
+def test_an_unknown_split_names_those_there_are(run, data: Path, tmp_path: Path) -> None:
+    ended = run("precompute", "--data", data, "--dataset", DATASET, "--split", "vall", "--store", tmp_path / "store")
+    assert ended.status == 2
+    assert "testA" in ended.err
+    assert ended.err.count("\n") == 1
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_store_that_lacks_a_column_is_refused_with_the_command_that_makes_it(run, data: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    words = ["--data", data, "--dataset", DATASET, "--split", "train", "--store", store]
+    assert run("precompute", *words, "--stages", "detect", "--executor", "local").status == 0
+    ended = run("train", "--shards", store, "--dataset", DATASET, "--out", tmp_path / "run")
+    assert ended.status == 2
+    assert "weakmcn precompute" in ended.err
+    assert ended.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_question_without_words_is_refused(run, demo: Path, tmp_path: Path) -> None:
+    ended = run("predict", "--run", demo / "run", "--image", photo_of_val(demo / "data"), "--phrase", " ?! ")
+    assert ended.status == 2
+    assert ended.err.count("\n") == 1
