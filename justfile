@@ -41,6 +41,10 @@ types:
 wheel-test:
     .ci/wheel-test {{ python }}
 
-# Make the pocket world's frozen networks again (hours on two cores)
+# Make the pocket world's frozen networks again (two to three hours on two cores)
 pocket-weights:
     {{ python }} -m weakmcn.pipeline.pocket.pretrain
+
+# Score of the pocket network by minutes of training:  just score-against-time STORE --minutes 1,2,4
+score-against-time store *flags:
+    {{ python }} tests/bench/score_against_time.py {{ store }} {{ flags }}
