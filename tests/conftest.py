@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from weakmcn.cli.main import app, main
 
+# Before torch is imported: on small tensors a second thread only waits for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-"""Before torch is imported: on small tensors a second thread only waits for the first."""
 
 DEMO = ("--images", "64", "--epochs", "2", "--executor", "local", "--seed", "3")
 """The smallest demo there is a point in: 40 photographs to train on."""
