@@ -36,7 +36,7 @@ class Size:
 
 
 FULL = Size(images=3000)
-QUICK = Size(images=1000, settings=("train.epochs=5", "model.isl_start_epoch=4"))
+QUICK = Size(images=900, settings=("train.epochs=7", "model.warm_epochs=2", "model.isl_start_epoch=6"))
 
 SPLITS = {
     "refcoco": ("val", "testA", "testB"),
