@@ -71,6 +71,8 @@ def predict(
     picture = out or Path(f"{image.stem}-weakmcn.png")
     if picture.suffix.lower() != ".png":
         raise ConfigError(f"--out {picture}: the picture is a PNG; write {picture.with_suffix('.png')}.")
+    if picture.resolve() == image.resolve():
+        raise ConfigError(f"--out {picture}: that is the photograph itself; choose another name.")
     opened, where = Run.open(run), str(device_of(device))
     phrases = [_with_words(text) for text in phrase]
     config = configured(opened.columns, checkpoints=_checkpoints(checkpoint or ()))

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..shards.codec import rle_decode, rle_encode
+from ..shards.codec import rle_area, rle_encode
 from ..shards.store import Store
 from .batch import Batch
 from .candidates import Candidates, Fit
@@ -277,14 +277,12 @@ class _Judge:
 
     def unanswered(self, reference: Reference, text: str, why: str) -> SentenceRecord:
         """The record of a sentence without an answer: a miss, the whole true mask missed."""
-        height, width = (getattr(self._store.letterbox(reference.key), name) for name in ("height", "width"))
-        truth = rle_decode(reference.mask, height, width) if reference.mask else np.zeros((height, width), bool)
         return SentenceRecord(
             key=reference.key,
             ref_id=reference.ref_id,
             sentence=text,
             truth_photo=reference.box_photo,
-            union=int(truth.sum()),
+            union=rle_area(reference.mask) if reference.mask else 0,
             miss=why,
         )
 

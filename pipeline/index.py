@@ -21,15 +21,13 @@ import pyarrow as pa
 
 from ..shards.errors import ImageError, StoreError
 from ..shards.layout import IMAGES_FILE, STORE_FILE, create_store, references_path
-from ..shards.tables import IMAGES, REFERENCES, read_table, write_table
+from ..shards.tables import IMAGES, REFERENCES, SKIPPED, read_table, write_table
 from .annotations import PHOTO_FOLDERS, Annotations, find_photo, load_annotations
 from .images import decode, fit_letterbox, read_bytes
 from .references import Reference, box_fault
 from .segmentation import run_lengths
 from .sources import Faults
 
-_SKIPPED = b"skipped"
-"""Metadata of images.parquet: JSON of key -> reason, photographs left out because they could not be used."""
 _LISTED = 100
 """Broken photographs named in one message."""
 
@@ -116,7 +114,7 @@ def build_index(
 def skipped_photos(images: pa.Table) -> dict[str, str]:
     """Key -> reason, the photographs that images.parquet (`Store.images`) names as left out."""
     metadata = images.schema.metadata or {}
-    return json.loads(metadata.get(_SKIPPED, b"{}"))
+    return json.loads(metadata.get(SKIPPED, b"{}"))
 
 
 def _read_images(store_path: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -244,7 +242,7 @@ def _appended(
 
 
 def _images_table(rows: list[dict[str, Any]], skipped: Mapping[str, str]) -> pa.Table:
-    schema = IMAGES.with_metadata({_SKIPPED: json.dumps(skipped, sort_keys=True)})
+    schema = IMAGES.with_metadata({SKIPPED: json.dumps(skipped, sort_keys=True)})
     return pa.Table.from_pylist(rows, schema=schema)
 
 

@@ -148,6 +148,11 @@ def rle_decode(counts: str, height: int, width: int) -> np.ndarray:
     return np.repeat(values, runs).reshape((height, width), order="F")
 
 
+def rle_area(counts: str) -> int:
+    """Pixels of a mask in COCO's compressed run lengths, whatever the size of its image."""
+    return sum(_run_lengths(counts)[1::2])
+
+
 def _run_lengths(counts: str) -> list[int]:
     """Numbers of five bits a character, lowest first, the sixth bit says that more follow.
 

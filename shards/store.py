@@ -9,6 +9,7 @@ Opening reads the small files only. Nothing here trusts what it reads: every tab
 enters, and a shard's bytes are checked when they are first touched (reader.py) or all at once (`Store.verify`).
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,7 +36,7 @@ from .layout import (
 )
 from .reader import Reader
 from .sidecar import KEY
-from .tables import IMAGES, REFERENCES, read_table
+from .tables import IMAGES, REFERENCES, SKIPPED, read_table
 from .verify import verify_family
 
 __all__ = [
@@ -179,10 +180,11 @@ class Store:
         return [key for key in keys if key not in known]
 
     def skipped(self, stage: str) -> dict[str, str]:
-        """Key -> reason, for the images that the stage could not encode."""
+        """Key -> reason, for the images that the stage could not encode, those left out of the index included."""
         family = self.families.get(stage)
         shards = family.survey.shards.values() if family else ()
-        return {key: reason for shard in shards for key, reason in shard.skipped.items()}
+        left_out = json.loads((self.images.schema.metadata or {}).get(SKIPPED, b"{}"))
+        return left_out | {key: reason for shard in shards for key, reason in shard.skipped.items()}
 
     def stale_inputs(self, stage: str) -> list[str]:
         """Stages whose family in use is not the one that this stage's family, or one of its inputs, was made from."""

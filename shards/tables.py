@@ -41,6 +41,10 @@ REFERENCES = pa.schema(
 """refs-<dataset>.parquet: one row a reference."""
 
 
+SKIPPED = b"skipped"
+"""Key of the metadata of images.parquet that holds, as JSON, key -> reason of the images left out."""
+
+
 def write_table(path: Path, table: pa.Table) -> None:
     """Publish a table as Parquet; the same table gives the same bytes."""
     with finished_file(path) as temporary:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 DATASET = "refcoco+"
+SMALL = ("--set", "train.batch=8", "--set", "train.warmup_epochs=1")
 Edit = Callable[[Path], Any]
 
 
@@ -76,6 +77,18 @@ def test_with_skip_bad_the_rest_is_made_and_the_exit_code_tells(run, data: Path,
     assert "1" in ended.out
 
 
+def test_what_was_skipped_is_left_out_of_training_and_counted_as_missed(run, data: Path, tmp_path: Path) -> None:
+    cut_in_half(data)
+    store, out = tmp_path / "store", tmp_path / "run"
+    words = ["--data", data, "--dataset", DATASET, "--split", "train,val", "--store", store]
+    assert run("precompute", *words, "--executor", "local", "--skip-bad").status == 3
+    trained = run("train", "--shards", store, "--dataset", DATASET, "--out", out, "--epochs", "1", *SMALL)
+    assert trained.status == 0, trained.err
+    measured = run("eval", "--run", out, "--split", "val", "--json")
+    assert measured.status == 3, measured.err
+    assert "skipped" in measured.out
+
+
 def test_an_unknown_split_names_those_there_are(run, data: Path, tmp_path: Path) -> None:
     ended = run("precompute", "--data", data, "--dataset", DATASET, "--split", "vall", "--store", tmp_path / "store")
     assert ended.status == 2
@@ -99,3 +112,11 @@ def test_a_question_without_words_is_refused(run, demo: Path, tmp_path: Path) ->
     ended = run("predict", "--run", demo / "run", "--image", photo_of_val(demo / "data"), "--phrase", " ?! ")
     assert ended.status == 2
     assert ended.err.count("\n") == 1
+
+
+def test_a_picture_never_takes_the_place_of_its_photograph(run, demo: Path, tmp_path: Path) -> None:
+    photo = Path(shutil.copy(photo_of_val(demo / "data"), tmp_path / "photo.png"))
+    before = photo.read_bytes()
+    ended = run("predict", "--run", demo / "run", "--image", photo, "--phrase", "red", "--out", photo)
+    assert ended.status == 2
+    assert photo.read_bytes() == before
