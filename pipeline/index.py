@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from ..shards.errors import ImageError, StoreError
 from ..shards.layout import IMAGES_FILE, STORE_FILE, create_store, references_path
-from ..shards.tables import IMAGES, REFERENCES, SKIPPED, read_table, write_table
+from ..shards.tables import IMAGES, REFERENCES, SKIPPED, read_table, skipped_photos, write_table
 from .annotations import PHOTO_FOLDERS, Annotations, find_photo, load_annotations
 from .images import decode, fit_letterbox, read_bytes
 from .references import Reference, box_fault
@@ -109,12 +109,6 @@ def build_index(
         warnings=annotations.warnings + _changed_warnings(changed),
         skipped=bad,
     )
-
-
-def skipped_photos(images: pa.Table) -> dict[str, str]:
-    """Key -> reason, the photographs that images.parquet (`Store.images`) names as left out."""
-    metadata = images.schema.metadata or {}
-    return json.loads(metadata.get(SKIPPED, b"{}"))
 
 
 def _read_images(store_path: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:

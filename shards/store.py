@@ -9,7 +9,6 @@ Opening reads the small files only. Nothing here trusts what it reads: every tab
 enters, and a shard's bytes are checked when they are first touched (reader.py) or all at once (`Store.verify`).
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,7 +35,7 @@ from .layout import (
 )
 from .reader import Reader
 from .sidecar import KEY
-from .tables import IMAGES, REFERENCES, SKIPPED, read_table
+from .tables import IMAGES, REFERENCES, read_table, skipped_photos
 from .verify import verify_family
 
 __all__ = [
@@ -183,8 +182,7 @@ class Store:
         """Key -> reason, for the images that the stage could not encode, those left out of the index included."""
         family = self.families.get(stage)
         shards = family.survey.shards.values() if family else ()
-        left_out = json.loads((self.images.schema.metadata or {}).get(SKIPPED, b"{}"))
-        return left_out | {key: reason for shard in shards for key, reason in shard.skipped.items()}
+        return skipped_photos(self.images) | {key: reason for shard in shards for key, reason in shard.skipped.items()}
 
     def stale_inputs(self, stage: str) -> list[str]:
         """Stages whose family in use is not the one that this stage's family, or one of its inputs, was made from."""

@@ -3,6 +3,7 @@
 Pages carry a checksum when written and are checked when read; without it a flipped bit gives another value in silence.
 """
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -43,6 +44,11 @@ REFERENCES = pa.schema(
 
 SKIPPED = b"skipped"
 """Key of the metadata of images.parquet that holds, as JSON, key -> reason of the images left out."""
+
+
+def skipped_photos(images: pa.Table) -> dict[str, str]:
+    """Key -> reason, the photographs that images.parquet (`Store.images`) names as left out."""
+    return json.loads((images.schema.metadata or {}).get(SKIPPED, b"{}"))
 
 
 def write_table(path: Path, table: pa.Table) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from weakmcn.pipeline.index import IndexReport, build_index, skipped_photos
+from weakmcn.pipeline.index import IndexReport, build_index
 from weakmcn.shards.codec import rle_decode
 from weakmcn.shards.errors import AnnotationError, ImageError, InputError, StoreError, WeakmcnError
 from weakmcn.shards.store import Store
+from weakmcn.shards.tables import skipped_photos
 
 HEIGHT, WIDTH = 24, 32
 PHOTOS = "images/train2014"
