@@ -1,4 +1,4 @@
-"""Large maps as float16, bfloat16 or 8 bits a value; masks as packed bits or COCO run lengths.
+"""Large maps as float16, bfloat16, 8 bits a value or float32; masks as packed bits or COCO run lengths.
 
 A codec turns one float map [C, H, W] into named parts, each stored as a member of its own:
 
@@ -7,6 +7,7 @@ A codec turns one float map [C, H, W] into named parts, each stored as a member 
     u8     ""      uint8   [C, H, W]   affine: value = zero + scale * stored, a channel of an image at a time
            _scale  float32 [C]
            _zero   float32 [C]
+    f32    ""      float32 [C, H, W]   as computed, twice the bytes: where nothing at all may change
 
 Masks: the K masks of an image are packed along their last axis, first pixel in the highest bit (numpy.packbits), and
 compressed as one zstd frame.
@@ -21,12 +22,13 @@ from pycocotools import mask as coco_mask
 from .columns import Field
 from .errors import ConfigError, DamagedShardError, StageError
 
-CODECS = ("f16", "bf16", "u8")
+CODECS = ("f16", "bf16", "u8", "f32")
 
 _PARTS: dict[str, dict[str, str]] = {
     "f16": {"": "float16"},
     "bf16": {"": "uint16"},
     "u8": {"": "uint8", "_scale": "float32", "_zero": "float32"},
+    "f32": {"": "float32"},
 }
 
 
@@ -51,6 +53,8 @@ def encode(codec: str, array: np.ndarray, *, name: str = "array") -> dict[str, n
         return {"": to_float16(array, name=name)}
     values = np.ascontiguousarray(array, dtype=np.float32)
     check_finite(values, name=name)
+    if codec == "f32":
+        return {"": values}
     if codec == "bf16":
         return {"": _to_bfloat16(values, name)}
     return _to_affine(values, name)
@@ -60,7 +64,7 @@ def decode(codec: str, parts: Mapping[str, np.ndarray]) -> np.ndarray:
     """Undo `encode`: float16 for f16, float32 for the others; leading axes (a batch) are allowed in every part."""
     check_codec(codec)
     stored = parts[""]
-    if codec == "f16":
+    if codec in ("f16", "f32"):
         return stored
     if codec == "bf16":
         return (stored.astype(np.uint32) << 16).view(np.float32)
@@ -160,10 +164,10 @@ def _run_lengths(counts: str) -> list[int]:
     """
     runs: list[int] = []
     value = shift = 0
-    for code in counts.encode("ascii", "replace"):
+    for code in map(ord, counts):
         bits = code - 48
-        if not 0 <= bits < 64:
-            raise DamagedShardError(f"mask: {chr(code)!r} is not a character of COCO's run lengths.")
+        if not 0 <= bits < 64 or shift > 60:  # a number without end would take time without end
+            raise DamagedShardError(f"mask: {chr(code)!r} cannot stand there in COCO's run lengths.")
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:

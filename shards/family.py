@@ -3,7 +3,6 @@
 The folder's `stage.json` says what made it, its sidecars say what it holds (index.py).
 """
 
-import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,8 @@ from .columns import FAMILIES
 from .errors import ConfigError, DamagedShardError, StoreError
 from .fingerprint import file_sha256, fingerprint, short
 from .index import Index, Shard, load_index
+from .mend import refill, repair
+from .records import read_json
 from .sidecar import shard_name
 
 STAGE_FILE = "stage.json"
@@ -89,9 +90,8 @@ class Family:
     def index(self) -> Index:
         """The survey; DamagedShardError if any sidecar is damaged."""
         if self.survey.problems:
-            store = self.folder.parent
             raise DamagedShardError(
-                f"{self.survey.problems[0]} See all damage: weakmcn store verify {store}; then run weakmcn precompute."
+                f"{self.survey.problems[0].rstrip('.')}; drop what is broken: {repair(self.folder.parent)}"
             )
         return self.survey
 
@@ -110,15 +110,17 @@ def stage_of(folder_name: str) -> str | None:
 def _read_stage_json(path: Path) -> dict[str, Any]:
     """A stage.json whose fingerprint is that of what it says was hashed."""
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         hashed = content["hashed"]
+        if not isinstance(content["recorded"], dict):
+            raise ValueError("it records nothing")
         if not isinstance(content["stage"], str) or fingerprint(hashed) != content["fingerprint"]:
             raise ValueError("its fingerprint is not that of its content")
         inputs = hashed.get("inputs") or {}
         if not all(isinstance(value, str) for value in inputs.values()):
             raise ValueError("its inputs are not fingerprints")
     except FileNotFoundError:
-        raise StoreError(f"{path} is missing; run weakmcn precompute.") from None
+        raise StoreError(f"{path} is missing; make it again: {refill(path.parent.parent)}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedShardError(f"{path} is damaged ({error}); run weakmcn precompute.") from error
+        raise DamagedShardError(f"{path} is damaged ({error}); make it again: {refill(path.parent.parent)}") from error
     return content

@@ -39,7 +39,10 @@ class Letterbox:
 
     @classmethod
     def fit(cls, height: int, width: int, side: int = 416) -> Self:
-        """The letterbox of a photo of `height` x `width`; ImageError where nothing of it would be left."""
+        """The letterbox of a photo of `height` x `width`; ImageError where nothing of it would be left.
+
+        416 * (390 / 676) comes out below 240: the order of the operations is the authors' (quirk 15).
+        """
         if height < 1 or width < 1:
             raise ImageError(f"a photo of {height} x {width} pixels (rows x columns) has no content.")
         aspect = width / height
@@ -134,7 +137,7 @@ class Letterbox:
         return np.clip(boxes, low, high)
 
     def mask_to_photo(self, mask_canvas: np.ndarray) -> np.ndarray:
-        """bool or 0/1 [S, S] -> bool [h, w]: the photo's area, resized bilinearly in 8 bits, everything above 0."""
+        """bool or 0/1 [S, S] -> bool [h, w]: the photo's area, resized bilinearly in 8 bits, all above 0 (quirk 16)."""
         if mask_canvas.shape != (self.side, self.side):
             raise ValueError(f"a mask of {mask_canvas.shape}, the canvas is {self.side} x {self.side}")
         rows, columns = self._area()

@@ -24,7 +24,9 @@ from .tables import read_table, write_table
 INDEX_FILE = "index.parquet"
 
 _SIDECAR = re.compile(r"[0-9]{6}\.json")
-_FORMAT = 1
+_FORMAT = 3
+_NOTE, _CHECKSUM = b"weakmcn", b"weakmcn.crc32"
+"""Metadata of the table: what it was made from and what is no column; the checksum of it all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +71,13 @@ class Index:
     members: dict[str, Places]
     """By stored name: "s8", for codec u8 also "s8_scale" and "s8_zero"."""
     shards: dict[int, Shard]
-    problems: tuple[str, ...]
-    """What is wrong with the sidecars that were left out."""
+    damaged: dict[Path, str]
+    """Sidecars that were left out, and what is wrong with each."""
+
+    @property
+    def problems(self) -> list[str]:
+        """The same, a line each."""
+        return [f"{path}: {fault}" for path, fault in self.damaged.items()]
 
 
 def load_index(folder: Path, stage: str, codec: str, fingerprint: str) -> Index:
@@ -82,23 +89,25 @@ def load_index(folder: Path, stage: str, codec: str, fingerprint: str) -> Index:
         "fingerprint": fingerprint,
         "sidecars": [[name, len(text), zlib.crc32(text)] for name, text in texts.items()],
     }
-    with contextlib.suppress(StoreError, KeyError, ValueError):
+    with contextlib.suppress(StoreError, KeyError, ValueError, TypeError, RecursionError):
         table = read_table(folder / INDEX_FILE)
-        if json.loads(table.schema.metadata[b"weakmcn"])["made_from"] == made_from:
-            return _from_table(table)
-    sidecars, problems = _good_sidecars(folder, texts, stage, codec, fingerprint)
-    table = _to_table(sidecars, problems, made_from)
+        metadata = table.schema.metadata or {}
+        note = metadata[_NOTE]
+        if metadata[_CHECKSUM] == _checksum(table, note) and json.loads(note)["made_from"] == made_from:
+            return _from_table(table, folder)
+    sidecars, damaged = _good_sidecars(folder, texts, stage, codec, fingerprint)
+    table = _to_table(sidecars, damaged, made_from)
     with contextlib.suppress(OSError, WeakmcnError):  # a store that may only be read is used without one
         write_table(folder / INDEX_FILE, table)
-    return _from_table(table)
+    return _from_table(table, folder)
 
 
 def _good_sidecars(
     folder: Path, texts: dict[str, bytes], stage: str, codec: str, fingerprint: str
-) -> tuple[list[Sidecar], list[str]]:
-    """The sidecars that can be believed together, and what is wrong with the others."""
+) -> tuple[list[Sidecar], dict[str, str]]:
+    """The sidecars that can be believed together, and file name -> what is wrong of the others."""
     good: list[Sidecar] = []
-    problems: list[str] = []
+    damaged: dict[str, str] = {}
     seen: dict[str, int] = {}
     fields: dict[str, str] | None = None
     for name, text in texts.items():
@@ -106,22 +115,22 @@ def _good_sidecars(
         try:
             sidecar = parse_sidecar(path, text, family_fingerprint=fingerprint)
         except DamagedShardError as error:
-            problems.append(str(error))
+            damaged[name] = str(error).removeprefix(f"{path}: ")
             continue
         found = {member.field: member.dtype for member in sidecar.members[: _width(sidecar)]}
         fault = _fault_of_fields(stage, codec, found)
         again = [key for key in sidecar.keys if key in seen]
         if fault:
-            problems.append(f"{path}: {fault}.")
+            damaged[name] = f"{fault}."
         elif sidecar.images and fields is not None and found != fields:
-            problems.append(f"{path}: has fields {sorted(found)}, the shards before it {sorted(fields)}.")
+            damaged[name] = f"has fields {sorted(found)}, the shards before it {sorted(fields)}."
         elif again:
-            problems.append(f"{path}: image {again[0]} is in shard {seen[again[0]]} too.")
+            damaged[name] = f"image {again[0]} is in shard {seen[again[0]]} too."
         else:
             good.append(sidecar)
             seen |= dict.fromkeys(sidecar.keys, sidecar.shard)
             fields = found if sidecar.images else fields
-    return good, problems
+    return good, damaged
 
 
 def _fault_of_fields(stage: str, codec: str, found: dict[str, str]) -> str | None:
@@ -139,7 +148,7 @@ def _width(sidecar: Sidecar) -> int:
     return len(sidecar.members) // len(sidecar.images) if sidecar.images else 0
 
 
-def _to_table(sidecars: list[Sidecar], problems: list[str], made_from: dict[str, Any]) -> pa.Table:
+def _to_table(sidecars: list[Sidecar], damaged: dict[str, str], made_from: dict[str, Any]) -> pa.Table:
     """One row an image: key, shard, sha256 of the image, and a struct for each member."""
     columns: dict[str, pa.Array] = {
         "key": pa.array([key for sidecar in sidecars for key in sidecar.images], pa.string()),
@@ -165,13 +174,25 @@ def _to_table(sidecars: list[Sidecar], problems: list[str], made_from: dict[str,
         "made_from": made_from,
         "dtypes": dtypes,
         "shards": [[one.shard, one.bytes, one.sha256, one.skipped] for one in sidecars],
-        "problems": problems,
+        "damaged": damaged,
     }
-    return pa.table(columns).replace_schema_metadata({"weakmcn": json.dumps(note, sort_keys=True)})
+    table, text = pa.table(columns), json.dumps(note, sort_keys=True).encode("ascii")
+    return table.replace_schema_metadata({_NOTE: text, _CHECKSUM: _checksum(table, text)})
 
 
-def _from_table(table: pa.Table) -> Index:
-    note = json.loads(table.schema.metadata[b"weakmcn"])
+def _checksum(table: pa.Table, note: bytes) -> bytes:
+    """CRC-32 of names, types, values and note. Parquet's own, of its pages, leave out the footer that places them."""
+    crc32 = zlib.crc32(note)
+    for field, values in zip(table.flatten().schema, table.flatten().columns, strict=True):
+        crc32 = zlib.crc32(f"{field.name} {field.type}".encode(), crc32)
+        is_text = pa.types.is_string(field.type)
+        data = "\n".join(map(str, values.to_pylist())).encode() if is_text else values.to_numpy().tobytes()
+        crc32 = zlib.crc32(data, crc32)
+    return b"%08x" % crc32
+
+
+def _from_table(table: pa.Table, folder: Path) -> Index:
+    note = json.loads(table.schema.metadata[_NOTE])
     keys = table["key"].to_pylist()
     shard = table["shard"].to_numpy()
     images: dict[int, dict[str, str]] = {number: {} for number, *_ in note["shards"]}
@@ -185,7 +206,7 @@ def _from_table(table: pa.Table) -> Index:
             number: Shard(number=number, bytes=size, sha256=sha256, images=images[number], skipped=skipped)
             for number, size, sha256, skipped in note["shards"]
         },
-        problems=tuple(note["problems"]),
+        damaged={folder / name: fault for name, fault in note["damaged"].items()},
     )
 
 

@@ -1,8 +1,8 @@
 """Where things are in a store's folder, and the small records that say which of them are in use."""
 
-import json
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,14 @@ from .errors import ConfigError, DamagedShardError, StoreError
 from .family import STAGE_FILE, Family, family_name, stage_of
 from .fingerprint import fingerprint
 from .lock import only_writer
+from .mend import SOURCES, refill, sources_of
+from .records import read_json
 
 STORE_FILE = "store.json"
 IMAGES_FILE = "images.parquet"
 FORMAT = 1
+
+_STATISTICS = re.compile(r"weights/statistics-[0-9a-f]{8}\.safetensors")
 
 
 def create_store(path: Path, side: int) -> None:
@@ -31,11 +35,26 @@ def create_store(path: Path, side: int) -> None:
         raise StoreError(f"{path} was made for a canvas of {found} pixels, this run wants {side}; use another --store.")
 
 
+def refuse_foreign(path: Path) -> None:
+    """StoreError where `path` is a file, or has somebody's in it and nothing of a store; hidden files do not count."""
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"{path} is a file, not the folder of a store; choose another --store.")
+    if (path / STORE_FILE).exists() or not path.is_dir():
+        return
+    names = [entry.name for entry in sorted(path.iterdir())]
+    foreign = [name for name in names if not name.startswith(".") and name != "lost+found"]
+    is_store = families_on_disk(path) or any(name == IMAGES_FILE or name.startswith("refs-") for name in names)
+    if foreign and not is_store:
+        raise StoreError(
+            f"{path}: no store, but a folder with other files (first: {foreign[0]}); choose a new folder for --store."
+        )
+
+
 def read_store_json(path: Path) -> dict[str, Any]:
     """store.json, checked: `format`, `side` and `current` (stage -> family name)."""
     file = path / STORE_FILE
     try:
-        record = json.loads(file.read_bytes())
+        record = read_json(file)
         if record["format"] != FORMAT:
             raise StoreError(f"{file} has format {record['format']!r}, this weakmcn reads {FORMAT}; update weakmcn.")
         side, current = record["side"], record["current"]
@@ -44,9 +63,12 @@ def read_store_json(path: Path) -> dict[str, Any]:
         if wrong := [stage for stage, name in current.items() if stage_of(name) != stage]:
             raise ValueError(f"{current[wrong[0]]!r} is no family of stage {wrong[0]!r}")
     except (FileNotFoundError, NotADirectoryError):
-        raise StoreError(f"{path} is not a store ({STORE_FILE} is missing); make one: weakmcn precompute.") from None
+        raise StoreError(f"{path} is not a store ({STORE_FILE} is missing); make one: {refill(path)}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedShardError(f"{file} is damaged ({error}); run weakmcn precompute.") from error
+        raise DamagedShardError(
+            f"{file} is damaged ({error}); remove it and run this with its --preset and --checkpoint, finished columns "
+            f"are used again: {refill(path)}"
+        ) from error
     return record
 
 
@@ -90,6 +112,20 @@ def set_current(path: Path, stage: str, family: str) -> None:
         write_json(path / STORE_FILE, record)
 
 
+def remember_source(path: Path, dataset: str, data: Path, splits: Sequence[str]) -> None:
+    """Note in store.json where a data set's data is, and that these splits were asked for; for `mend.refill`."""
+    record = read_store_json(path)
+    sources = sources_of(record)
+    before = sources.get(dataset, {}).get("splits", [])
+    source = {
+        "data": str(data),
+        "data_absolute": str(Path(data).absolute()),
+        "splits": [*before, *(split for split in splits if split not in before)],
+    }
+    if sources.get(dataset) != source:
+        write_json(path / STORE_FILE, record | {SOURCES: {**sources, dataset: source}})
+
+
 def families_on_disk(path: Path) -> list[Path]:
     """The folders of all families, in use or not, sorted by name."""
     return sorted(folder for folder in path.iterdir() if folder.is_dir() and stage_of(folder.name) is not None)
@@ -125,12 +161,34 @@ def _gc(path: Path, *, dry_run: bool) -> list[Removed]:
         removed.append(Removed(path=folder, bytes=sum(_size(file) for file in folder.rglob("*"))))
         if not dry_run:
             _remove_family(folder)
+    for file in _unused_statistics(path, kept[1:]):
+        removed.append(Removed(path=file, bytes=sum(_size(each) for each in (file, *file.rglob("*")))))
+        if not dry_run:
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
     for folder in kept:
         for file in stale_temporaries(folder):
             removed.append(Removed(path=file, bytes=_size(file)))
             if not dry_run:
                 file.unlink(missing_ok=True)
     return removed
+
+
+def statistics_of(family: Family) -> str | None:
+    """Where the detector's re-estimated statistics that a family was made with are, relative to the store."""
+    file = family.stage_json.get("recorded", {}).get("statistics_file")
+    return file if isinstance(file, str) and _STATISTICS.fullmatch(file) else None
+
+
+def _unused_statistics(path: Path, families: Sequence[Path]) -> list[Path]:
+    """Files and folders of statistics that none of `families` was made with; none while one of these cannot be read."""
+    used = set()
+    for folder in families:
+        try:
+            used.add(statistics_of(Family.open(folder)))
+        except StoreError:
+            return []
+    stems = {Path(file).stem for file in used if file is not None}
+    return [file for file in sorted(path.glob("weights/statistics-*")) if file.name.partition(".")[0] not in stems]
 
 
 def _remove_family(folder: Path) -> None:

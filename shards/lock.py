@@ -8,14 +8,19 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
+from . import faults
 from .errors import WeakmcnError
 
 LOCK = ".lock"
+
+_PATIENCE_S = 0.05
+"""Longer than `refuse_if_held` keeps a lock."""
 
 
 @contextmanager
@@ -28,39 +33,52 @@ def only_writer(folder: Path, what: str) -> Iterator[None]:
     folder = Path(folder)
     is_new = not folder.exists()
     path = folder / LOCK
+    descriptor = None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = _locked(path)
-    except OSError as error:
-        raise WeakmcnError(f"{folder}: cannot be written ({error.strerror}); choose another folder.") from error
-    try:
-        holder = {
-            "what": what,
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "since": datetime.now().astimezone().isoformat(timespec="seconds"),
-        }
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, json.dumps(holder).encode("utf-8"))
+        try:
+            faults.point("mkdir", folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = _locked(path)
+            _sign(path, descriptor, what)
+        except OSError as error:
+            raise WeakmcnError(f"{folder}: cannot be written ({error.strerror}); choose another folder.") from error
         yield
     finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
+        if descriptor is not None:
+            with suppress(OSError):  # the file says nothing once its lock is gone
+                path.unlink(missing_ok=True)
+            os.close(descriptor)
         if is_new:
             with suppress(OSError):
                 folder.rmdir()
 
 
+def refuse_if_held(folder: Path) -> None:
+    """Raise WeakmcnError naming the holder where a run holds `folder` now; nothing is made or changed.
+
+    For asking at once, before what takes long; only `only_writer` keeps others out.
+    """
+    path = Path(folder) / LOCK
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # nobody has it, or nobody may
+        return
+    try:
+        _take(path, descriptor, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)
+
+
 def _locked(path: Path) -> int:
     """A descriptor that holds the lock of the file now called `path`."""
     while True:
+        faults.point("open", path)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            held_by = _holder(descriptor)
+            _take(path, descriptor, fcntl.LOCK_EX)
+        except BaseException:
             os.close(descriptor)
-            raise WeakmcnError(f"{path.parent}: {held_by} holds this folder; wait for it to end, or stop it.") from None
+            raise
         # A holder that ended between our open and our lock has removed the file: lock the one that has its name now.
         with suppress(FileNotFoundError):
             if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
@@ -68,9 +86,34 @@ def _locked(path: Path) -> int:
         os.close(descriptor)
 
 
+def _take(path: Path, descriptor: int, kind: int) -> None:
+    until = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < until:
+                time.sleep(_PATIENCE_S / 10)
+                continue
+            held_by = _holder(descriptor)
+        raise WeakmcnError(f"{path.parent}: {held_by} holds this folder; wait for it to end, or stop it.")
+
+
+def _sign(path: Path, descriptor: int, what: str) -> None:
+    holder = {
+        "what": what,
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+    os.ftruncate(descriptor, 0)
+    faults.point("write", path)
+    os.write(descriptor, json.dumps(holder).encode("utf-8"))
+
+
 def _holder(descriptor: int) -> str:
     try:
         holder = json.loads(os.pread(descriptor, 4096, 0))
         return f"another {holder['what']} (pid {holder['pid']} on {holder['host']}, since {holder['since']})"
-    except (ValueError, KeyError, TypeError):  # it has the lock and has not yet written who it is
+    except (ValueError, KeyError, TypeError, RecursionError):  # it has the lock and has not yet written who it is
         return "another run"

@@ -20,6 +20,7 @@ from .codec import decode, stored_members, unpack_masks
 from .columns import field_of
 from .errors import DamagedShardError, StoreError
 from .family import Family
+from .mend import refill, repair, with_inputs
 
 if TYPE_CHECKING:
     from .store import Store
@@ -48,13 +49,9 @@ class Reader:
     """
 
     def __init__(self, store: "Store", columns: Sequence[str]) -> None:
-        for name in columns:
-            if name not in store.columns:
-                stage = name.partition(".")[0]
-                raise StoreError(
-                    f"{store.path} has no column {name!r}; make it: "
-                    f"weakmcn precompute --stages {stage} --store {store.path}"
-                )
+        if absent := [name for name in columns if name not in store.columns]:
+            command = refill(store.path, stages=with_inputs(name.partition(".")[0] for name in absent))
+            raise StoreError(f"{store.path} has no column {', '.join(map(repr, absent))}; make it: {command}")
         self.columns = tuple(columns)
         self._side = store.side
         self._families = {name: store.families[name.partition(".")[0]] for name in self.columns}
@@ -119,8 +116,8 @@ class Reader:
         except KeyError as error:
             key = error.args[0]
         skipped = next((shard.skipped[key] for shard in family.index.shards.values() if key in shard.skipped), None)
-        fact = f"was skipped: {skipped}" if skipped else "is not in it; run weakmcn precompute"
-        raise StoreError(f"{family.folder}: image {key} {fact}.")
+        fact = f"was skipped: {skipped}" if skipped else f"is not in it; make it: {refill(family.folder.parent)}"
+        raise StoreError(f"{family.folder}: image {key} {fact}")
 
     def _masks(self, row: int) -> np.ndarray:
         """uint8 [K, S, S/8]; K is the length of the family's own `iou`."""
@@ -209,7 +206,7 @@ def _open_map(path: Path, size: int) -> mmap.mmap:
 
 
 def _mend(tar: Path) -> str:
-    return f"see all damage: weakmcn store verify {tar.parent.parent}; then run weakmcn precompute."
+    return f"drop what is broken: {repair(tar.parent.parent)}"
 
 
 def _stack(name: str, values: list[np.ndarray], out: Mapping[str, np.ndarray] | None) -> np.ndarray:

@@ -9,7 +9,7 @@ Opening reads the small files only. Nothing here trusts what it reads: every tab
 enters, and a shard's bytes are checked when they are first touched (reader.py) or all at once (`Store.verify`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,12 +31,14 @@ from .layout import (
     read_store_json,
     references_path,
     set_current,
+    statistics_of,
     write_stage_json,
 )
+from .mend import fact, refill, with_inputs
 from .reader import Reader
 from .sidecar import KEY
 from .tables import IMAGES, REFERENCES, read_table, skipped_photos
-from .verify import verify_family
+from .verify import Told, examine_family, examine_statistics
 
 __all__ = [
     "IMAGES_FILE",
@@ -105,7 +107,7 @@ class Store:
             try:
                 families[stage] = Family.open(path / name)
             except StoreError as error:
-                unusable[stage] = str(error)
+                unusable[stage] = fact(str(error))
         store = cls(path, side=record["side"], images=images, families=families, unusable=unusable)
         bad = next((key for key in store.keys if KEY.fullmatch(key) is None), None)
         if bad is not None or len(store._rows) != len(store.keys):
@@ -152,7 +154,7 @@ class Store:
             known = ", ".join(self.datasets) or "none"
             raise StoreError(
                 f"{self.path} has no references of {dataset!r} (it has: {known}); "
-                f"add them: weakmcn precompute --dataset {dataset} --store {self.path}"
+                f"add them: {refill(self.path, dataset=dataset)}"
             )
         return read_table(references_path(self.path, dataset), REFERENCES)
 
@@ -162,7 +164,7 @@ class Store:
         return Letterbox.fit(int(self._sizes[0][row]), int(self._sizes[1][row]), self.side)
 
     def __getitem__(self, key: str) -> dict[str, np.ndarray]:
-        """All columns of one image that are there: float maps as float16 or, from bf16 and u8, as float32.
+        """All columns of one image that are there: float maps as float16 or, from other codecs, as float32.
 
         `masks.bits` stays the compressed frame (see codec.unpack_masks). The arrays are the caller's own.
         """
@@ -205,39 +207,62 @@ class Store:
             if any(self.digests.get(key) != digest for key, digest in shard.images.items())
         ]
 
-    def require(self, stages: Sequence[str], keys: Iterable[str]) -> None:
+    def require(
+        self, stages: Sequence[str], keys: Iterable[str], *, dataset: str | None = None, split: str | None = None
+    ) -> None:
         """StoreError, one line with the command that mends it, unless all `stages` are whole and current for `keys`.
 
         Checks that a column is there, was made from the columns in use, holds every key (skipped ones count as held),
-        and that its shards have their size and were made from the images as they are now.
+        and that its shards have their size and were made from the images as they are now. dataset, split: whose images
+        these are, for the command.
         """
         keys = list(keys)
-        faults = {stage: fault for stage in stages if (fault := self._fault(stage, keys)) is not None}
+        if unknown := self._unknown(stages, keys):
+            faults = [f"{self.path}: {len(unknown)} of {len(keys)} images are not in it (first: {unknown[0]})"]
+            renew = [stage for stage in FAMILIES if stage in with_inputs(stages)]
+        else:
+            found = {stage: fault for stage in stages if (fault := self._fault(stage, keys)) is not None}
+            faults = list(found.values())
+            renew = self.to_renew(found)
         if faults:
-            raise StoreError(
-                f"{'; '.join(faults.values())}; renew: "
-                f"weakmcn precompute --stages {','.join(faults)} --store {self.path}"
-            )
+            command = refill(self.path, dataset=dataset, splits=[split] if split else (), stages=renew)
+            raise StoreError(f"{'; '.join(faults)}; renew: {command}")
 
-    def verify(self, stages: Sequence[str] | None = None, deep: bool = True) -> list[str]:
+    def verify(
+        self, stages: Sequence[str] | None = None, deep: bool = True, told: Told = lambda size: None
+    ) -> list[str]:
         """Everything that is wrong with the families in use, one line each; empty if all is well.
 
-        Without `deep` only what needs no tar's content: records, sizes, keys, strays.
+        Without `deep` only what needs no tar's content: records, sizes, keys, strays. told: called with the bytes that
+        have been looked at.
         """
-        problems = [f"{reason}" for stage, reason in self.unusable.items() if stages is None or stage in stages]
-        rows = dict(zip(self.keys, self.images["shard"].to_pylist(), strict=True))
+        problems = [f"{reason}." for stage, reason in self.unusable.items() if stages is None or stage in stages]
+        shard_of = dict(zip(self.keys, self.images["shard"].to_pylist(), strict=True))
         for stage, family in self.families.items():
             if stages is None or stage in stages:
-                problems += verify_family(family, rows, deep=deep)
+                problems += [each.fault for each in examine_family(family, shard_of, deep=deep, told=told)]
+                if file := statistics_of(family):
+                    problems += [each.fault for each in examine_statistics(self.path, file)]
         if stages is None:
             problems += self._broken_references()
         return problems
 
+    def to_renew(self, stages: Collection[str]) -> list[str]:
+        """`stages` with those of their inputs that are not whole and current for all images, in table order."""
+        wanted = with_inputs(stages)
+        renew = [stage for stage in wanted if stage in stages or self._fault(stage, self.keys) is not None]
+        return [stage for stage in FAMILIES if stage in renew]
+
+    def _unknown(self, stages: Sequence[str], keys: Iterable[str]) -> list[str]:
+        """Those of `keys` that were never indexed; ConfigError for a stage that there is not."""
+        if wrong := [stage for stage in stages if stage not in FAMILIES]:
+            raise ConfigError(f"stage {wrong[0]!r} is not known; there are {', '.join(FAMILIES)}.")
+        indexed = self.digests.keys() | skipped_photos(self.images).keys()
+        return [key for key in keys if key not in indexed]
+
     def _fault(self, stage: str, keys: list[str]) -> str | None:
-        if stage not in FAMILIES:
-            raise ConfigError(f"stage {stage!r} is not known; there are {', '.join(FAMILIES)}.")
         if stage in self.unusable:
-            return self.unusable[stage].rstrip(".")
+            return self.unusable[stage]
         if stage not in self.families:
             return f"{self.path} has no {stage} column"
         family = self.families[stage]
@@ -262,7 +287,7 @@ class Store:
             try:
                 self.references(dataset)
             except StoreError as error:
-                problems.append(str(error))
+                problems.append(f"{fact(str(error))}.")
         return problems
 
     def _family(self, info: Column) -> Family:

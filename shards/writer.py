@@ -16,7 +16,7 @@ import numpy as np
 from webdataset.writer import TarWriter
 
 from . import codec as codecs
-from .atomic import finished_file, flush, write_bytes
+from .atomic import finished_file, output, remove, write_bytes
 from .columns import Field
 from .sidecar import KEY, Member, Sidecar, shard_name
 
@@ -59,7 +59,7 @@ def write_shard(
     tar_path = Path(folder) / f"{shard_name(number)}.tar"
     sidecar_path = tar_path.with_suffix(".json")
     with finished_file(tar_path) as temporary:
-        with open(temporary, "wb") as file:
+        with output(temporary) as file:
             shard = _Tar(file)
             try:
                 for record in records:
@@ -77,8 +77,7 @@ def write_shard(
         )
         text = sidecar.to_text().encode("ascii")
         if sidecar_path.exists() and sidecar_path.read_bytes() != text:
-            sidecar_path.unlink()  # never an old record beside a new tar, whatever happens next
-            flush(sidecar_path.parent)
+            remove(sidecar_path)  # never an old record beside a new tar, whatever happens next
     write_bytes(sidecar_path, text)
     return sidecar
 

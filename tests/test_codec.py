@@ -36,6 +36,15 @@ def test_a_map_comes_back_within_the_codecs_error(codec: str, bound: float, seed
 
 
 @properties
+@given(values=hnp.arrays(np.float32, (3, 5, 4), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
+def test_float32_keeps_every_bit(values: np.ndarray) -> None:
+    (stored,) = encode("f32", values).values()
+    found = decode("f32", {"": stored})
+    assert found.dtype == np.float32
+    assert found.tobytes() == values.tobytes()  # signed zeros and subnormals too
+
+
+@properties
 @given(values=hnp.arrays(np.float32, (3, 5, 4), elements=st.floats(-(2.0**100), 2.0**100, width=32)))
 def test_8_bits_are_within_half_a_step_of_each_channel(values: np.ndarray) -> None:
     found = decode("u8", encode("u8", values))
@@ -87,7 +96,7 @@ def test_a_value_beyond_float16_is_refused_and_told_what_to_use() -> None:
 
 
 def test_an_unknown_codec_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(ConfigError, match="f16, bf16, u8"):
+    with pytest.raises(ConfigError, match="f16, bf16, u8, f32"):
         encode("fp8", leaky_map(0))
 
 

@@ -78,7 +78,7 @@ def test_a_shard_is_plain_ustar_without_times_and_owners(tmp_path: Path) -> None
             assert data[entry.offset + 257 : entry.offset + 265] == b"ustar\x0000"
 
 
-@pytest.mark.parametrize("codec", ["f16", "bf16", "u8"])
+@pytest.mark.parametrize("codec", ["f16", "bf16", "u8", "f32"])
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path, codec: str) -> None:
     first, second = write(tmp_path / "a", codec=codec), write(tmp_path / "b", codec=codec)
     assert first == second

@@ -21,6 +21,7 @@ from weakmcn.shards.columns import FAMILIES
 from weakmcn.shards.errors import ConfigError, DamagedShardError, StoreError, WeakmcnError
 from weakmcn.shards.fingerprint import fingerprint
 from weakmcn.shards.geometry import Letterbox
+from weakmcn.shards.layout import remember_source
 from weakmcn.shards.lock import only_writer
 from weakmcn.shards.reader import Reader
 from weakmcn.shards.store import Store, create_store, gc, set_current, write_stage_json
@@ -117,6 +118,7 @@ def write_family(path: Path, stage: str, *, codec: str = "f16", checkpoint: str 
 
 def make_store(path: Path, codec: str = "f16") -> Small:
     create_store(path, SIDE)
+    remember_source(path, "refcoco", Path("/data sets"), ["train", "val"])
     write_images(path, {key: digest_of(key) for key in KEYS})
     for stage in ("detect", "sam", "masks"):
         write_family(path, stage, codec=codec)
@@ -162,7 +164,9 @@ def cut(file: Path, size: int) -> None:
 # What was put in comes out.
 
 
-@pytest.mark.parametrize(("codec", "dtype", "error"), [("f16", "f2", 2e-3), ("bf16", "f4", 2e-2), ("u8", "f4", 2e-2)])
+@pytest.mark.parametrize(
+    ("codec", "dtype", "error"), [("f16", "f2", 2e-3), ("bf16", "f4", 2e-2), ("u8", "f4", 2e-2), ("f32", "f4", 0)]
+)
 def test_every_codec_gives_the_maps_back_undone(tmp_path: Path, codec: str, dtype: str, error: float) -> None:
     small = make_store(tmp_path / "store", codec)
     for key in KEYS:
@@ -277,7 +281,7 @@ def test_a_tar_without_its_sidecar_does_not_exist(small: Small) -> None:
         Reader(store, ["sam.embedding"]).gather([KEYS[2]])
     (problem,) = store.verify()
     assert "000001.tar has no sidecar" in problem
-    with pytest.raises(StoreError, match=rf"2 of 6 images .*weakmcn precompute --stages sam --store {small.path}"):
+    with pytest.raises(StoreError, match=rf"2 of 6 images .*weakmcn precompute .* --store {small.path} --stages sam"):
         store.require(["sam"], KEYS)
     store.require(["sam"], KEYS[:2])
 
@@ -290,7 +294,7 @@ def test_a_tar_that_is_cut_short_is_refused_at_first_use_and_found_by_verify(sma
     store = small.open()
     reader = Reader(store, ["sam.embedding"])
     reader.gather(KEYS[:2])
-    with pytest.raises(DamagedShardError, match=rf"000001\.tar.*weakmcn store verify {small.path}; .*precompute"):
+    with pytest.raises(DamagedShardError, match=rf"000001\.tar.*weakmcn store repair {small.path}$"):
         reader.gather(KEYS[:4])
     (problem,) = store.verify(deep=False)
     assert f"000001.tar has {size:,} bytes, its sidecar says {whole:,}" in problem
@@ -304,7 +308,7 @@ def test_a_flipped_bit_is_refused_by_name_at_first_touch_and_found_by_verify(sma
     flip(place.path, place.offset + 7)
     reader = Reader(small.open(), ["sam.embedding"])
     reader.gather([key for key in KEYS if key != KEYS[3]])
-    with pytest.raises(DamagedShardError, match=rf"000001\.tar: member {KEYS[3]}\.embedding\.npy .*store verify"):
+    with pytest.raises(DamagedShardError, match=rf"000001\.tar: member {KEYS[3]}\.embedding\.npy .*store repair"):
         reader.gather([KEYS[3]])
     assert small.open().verify(deep=False) == []
     (problem,) = small.open().verify()
@@ -427,7 +431,10 @@ def test_another_sam_makes_the_masks_stale_and_nothing_else(small: Small) -> Non
         store.require(["detect", "masks"], KEYS)
     line = str(refusal.value)
     assert f"made from another sam column (now {new.name})" in line
-    assert line.endswith(f"weakmcn precompute --stages masks --store {small.path}")
+    assert line.endswith(
+        f"; renew: weakmcn precompute --data '/data sets' --dataset refcoco --split train,val --store {small.path} "
+        "--stages masks"
+    )
     assert "\n" not in line
     write_family(small.path, "masks")
     small.open().require(["detect", "sam", "masks"], KEYS)
@@ -438,12 +445,19 @@ def test_a_changed_image_makes_its_shard_stale_and_no_other(small: Small) -> Non
     store = small.open()
     assert store.stale_shards("sam") == [1]
     store.require(["sam"], KEYS[:2] + KEYS[4:])
-    with pytest.raises(StoreError, match=r"images of 1 shards have changed .*--stages sam,masks"):
+    with pytest.raises(StoreError, match=r"images of 1 shards have changed .*--stages detect,sam,masks"):
         store.require(["sam", "masks"], KEYS)
 
 
+def test_a_command_renews_the_inputs_that_are_not_whole_either(small: Small) -> None:
+    for stage in ("sam", "masks"):
+        (small.folder(stage) / "000001.json").unlink()
+    with pytest.raises(StoreError, match=r"--stages sam,masks$"):
+        small.open().require(["masks"], KEYS)
+
+
 def test_an_absent_and_an_unknown_stage_are_refused(made: Small) -> None:
-    with pytest.raises(StoreError, match=r"has no dino column; renew: weakmcn precompute --stages dino"):
+    with pytest.raises(StoreError, match=r"has no dino column; renew: weakmcn precompute --.* --stages dino$"):
         made.open().require(["detect", "dino"], KEYS)
     with pytest.raises(StoreError, match=r"no column 'dino.tokens'"):
         Reader(made.open(), ["dino.tokens"])
@@ -583,6 +597,24 @@ def test_ls_shows_every_family_and_its_state(small: Small) -> None:
     assert "in use" in lines["detect-"]
 
 
+def test_ls_counts_the_references_whose_images_are_there_split_by_split(small: Small) -> None:
+    def row(ref_id: int, key: str, split: str, sentences: list[str]) -> dict[str, Any]:
+        what = {"category": 1, "category_name": "disc", "box": [0.0, 0.0, 1.0, 1.0], "mask": None}
+        said = {"sentences": sentences, "sent_ids": [ref_id] * len(sentences)}
+        return {"ref_id": ref_id, "key": key, "split": split} | what | said
+
+    rows = [
+        row(1, KEYS[0], "train", ["a", "b"]),
+        row(2, KEYS[1], "train", ["c"]),
+        row(3, "000000000999", "train", ["d"]),
+        row(4, "000000000998", "val", ["e"]),
+    ]
+    write_table(small.path / "refs-refcoco.parquet", pa.Table.from_pylist(rows, schema=REFERENCES))
+    assert "  refcoco: train 2 references, 3 sentences; no images of val\n" in run("ls", small.path)[1]
+    cut(small.path / "refs-refcoco.parquet", 100)
+    assert "refs-refcoco.parquet is damaged" in run("ls", small.path)[1]
+
+
 def test_verify_ends_with_1_on_damage_and_0_without(small: Small) -> None:
     assert run("verify", small.path)[0] == 0
     place = Reader(small.open(), ["sam.embedding"]).where(KEYS[3])["sam.embedding"]
@@ -590,6 +622,7 @@ def test_verify_ends_with_1_on_damage_and_0_without(small: Small) -> None:
     code, text = run("verify", small.path)
     assert code == 1
     assert f"{KEYS[3]}.embedding.npy fails its checksum" in text
+    assert text.endswith(f"1 problem. To mend: weakmcn store repair {small.path}\n")
     assert run("verify", small.path, "--quick")[0] == 0
     assert run("verify", small.path, "--stages", "detect,masks")[0] == 0
     with pytest.raises(ConfigError, match="'depth' is not known"):
