@@ -1,5 +1,6 @@
 """`weakmcn pocket`: write a small world of drawn photographs in the formats of the real data sets."""
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -56,4 +57,5 @@ def pocket(
         table.add_row(split, *(f"{counts[name]:,}" for name in ("images", "references", "sentences")))
     Console().print(table)
     typer.echo(f"{root}: {'was there already, kept' if summary.kept else 'done'}.")
-    typer.echo(f"Next: weakmcn precompute --data {root} --dataset {flavour.value} --split train,val --store store")
+    words = ["--data", str(root), "--dataset", flavour.value, "--split", "train,val", "--store", "store"]
+    typer.echo(f"Next: {shlex.join(['weakmcn', 'precompute', *words])}")

@@ -7,6 +7,13 @@ from typing import Annotated
 import typer
 
 
+class DetectorBn(StrEnum):
+    """Where the detector's BatchNorm statistics come from."""
+
+    frozen = "frozen"
+    reestimate = "reestimate"
+
+
 class ExecutorName(StrEnum):
     """Where the work is done."""
 
@@ -34,7 +41,8 @@ def precompute(
     codec: Annotated[
         str | None,
         typer.Option(
-            help="How large maps are kept: f16, bf16 or u8 (half the size).", show_default="the store's, else f16"
+            help="How large maps are kept: f16, bf16, u8 (half the size) or f32 (exact).",
+            show_default="the store's, else f16",
         ),
     ] = None,
     checkpoint: Annotated[
@@ -43,9 +51,16 @@ def precompute(
             help="Weights of a stage, STAGE=FILE; may be repeated.", show_default="the store's, else the preset's"
         ),
     ] = None,
+    detector_bn: Annotated[
+        DetectorBn | None,
+        typer.Option(
+            help="The detector's BatchNorm statistics: the checkpoint's own, or taken from the training photographs.",
+            show_default="the store's, else frozen",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out photographs that cannot be read; exit code 3.")
+        bool, typer.Option("--skip-bad", help="Leave out photographs that cannot be read or encoded; exit code 3.")
     ] = False,
     executor: Annotated[
         ExecutorName, typer.Option(help="Ray actors, or this process alone; the bytes are the same.")
@@ -59,6 +74,9 @@ def precompute(
     insecure_ray: Annotated[
         bool, typer.Option("--insecure-ray", help="Use a cluster that runs without token authentication.")
     ] = False,
+    stall_minutes: Annotated[
+        float, typer.Option(min=0.1, help="Stop a Ray worker that takes no step for so long, and try its shard again.")
+    ] = 10,
 ) -> None:
     """Run the frozen networks once over the photographs and keep what they see as WebDataset shards.
 
@@ -72,6 +90,11 @@ def precompute(
     Example  weakmcn precompute --data data --dataset refcoco --split train,val --store store
              weakmcn precompute --data data --dataset refcoco --store store --checkpoint sam=sam_vit_b.pth --dry-run
     """
+    from ..shards.lock import refuse_if_held
+
+    if not dry_run:
+        refuse_if_held(store)  # at once: importing torch and reading weights takes long
+
     from rich.console import Console
 
     from ..pipeline.precompute import precompute, settings
@@ -83,12 +106,14 @@ def precompute(
         dataset=dataset,
         splits=_names(split, "--split"),
         stages=None if stages is None else _names(stages, "--stages"),
+        detector_bn=detector_bn and detector_bn.value,
         executor=executor.value,
         address=address,
         workers=workers,
         skip_bad=skip_bad,
         dry_run=dry_run,
         insecure_ray=insecure_ray,
+        stall_s=60 * stall_minutes,
         console=Console(stderr=True),
     )
     typer.echo(report.summary())

@@ -30,10 +30,10 @@ class Found:
     """Words of the phrase that the run has never seen; it answers from the others."""
     box: "np.ndarray"
     """float64 [4], x0 y0 x1 y1 in photo pixels; not clipped to the photo."""
-    score: float
-    """Objectness of the chosen candidate, 0..1."""
-    mask: "np.ndarray"
-    """bool [h, w]."""
+    objectness: float
+    """How sure the frozen detector is that the chosen candidate is an object, 0..1; nothing about the phrase."""
+    mask: "np.ndarray | None"
+    """bool [h, w]; None where the run's method predicts no masks."""
 
 
 def predict(
@@ -52,20 +52,23 @@ def predict(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto is the GPU where there is one.")] = "auto",
 ) -> None:
-    """Find what a phrase names on a photograph: box, mask and score, and a picture of them.
+    """Find what a phrase names on a photograph: box and mask, and a picture of them.
 
     \b
     Needs    a run, and the weights of the frozen networks behind its store
              (those of pocket ship with the package)
     Writes   FILE.png the picture, FILE.json the numbers, FILE-mask.png the
-             mask (FILE-mask-1.png and so on for several phrases)
+             mask (FILE-mask-1.png and so on for several phrases); no mask
+             from a method without a mask head
     Example  weakmcn predict --run runs/first --image a.jpg --phrase "left dog"
 
-    Boxes are x0 y0 x1 y1 in pixels of the photograph as stored (its EXIF rotation is ignored).
+    Boxes are x0 y0 x1 y1 in pixels of the photograph as stored (its EXIF rotation is ignored); they may leave it a
+    little, as `eval` compares them, and are drawn cut to it. Objectness is the detector's, for the chosen box: how sure
+    it is that something is there, whatever the phrase.
     """
+    from ..model import checkpoint as checkpoints_of_run
     from ..model.run import Run, device_of
     from ..pipeline.images import Photo
-    from ..pipeline.stages import configured
     from ..shards.errors import ConfigError
 
     picture = out or Path(f"{image.stem}-weakmcn.png")
@@ -73,13 +76,38 @@ def predict(
         raise ConfigError(f"--out {picture}: the picture is a PNG; write {picture.with_suffix('.png')}.")
     if picture.resolve() == image.resolve():
         raise ConfigError(f"--out {picture}: that is the photograph itself; choose another name.")
+    _refuse_strangers(picture, len(phrase))
     opened, where = Run.open(run), str(device_of(device))
     phrases = [_with_words(text) for text in phrase]
-    config = configured(opened.columns, checkpoints=_checkpoints(checkpoint or ()))
+    config = frozen_networks(opened, _checkpoints(checkpoint or ()))
     photo = Photo.read(KEY, image, side=config.side_px)
     found = answers(opened, photo, phrases, config, where)
-    for path in write_answers(found, photo, picture, facts={"image": str(image), "run": str(run)}):
+    facts: dict[str, Any] = {"image": str(image), "run": str(run)}
+    saved, faults = checkpoints_of_run.newest(opened.checkpoints)
+    for fault in faults:
+        typer.echo(f"note: {fault}", err=True)
+    if saved is not None:
+        facts["checkpoint"] = {"file": saved.path.name, "step": saved.position.step, "weights": "ema"}
+    for path in write_answers(found, photo, picture, facts):
         typer.echo(f"wrote {path}")
+
+
+def frozen_networks(run: "Run", checkpoints: Mapping[str, str]) -> "PipelineConfig":
+    """The settings of the networks behind a run: those of its columns, or, for a converted run, of its preset.
+
+    checkpoints: stage -> the file of its weights, where that is not the one in the settings. The detector of a
+    converted run is its own.
+    """
+    from ..pipeline.remembered import configured
+    from ..shards.errors import InputError
+
+    if (origin := run.converted) is None:
+        if not all("preset" in made_from.get("recorded", {}) for made_from in run.columns.values()):
+            raise InputError(f"{run.path / 'columns.json'}: damaged (no preset); restore it or train again.")
+        return configured(run.columns, checkpoints=checkpoints, store=run.store)
+    own = origin.detector_file(run.path)
+    kept = {"detect": str(own)} if own is not None and own.is_file() else {}
+    return configured({}, preset=origin.preset, checkpoints={**kept, **checkpoints})
 
 
 def answers(run: "Run", photo: "Photo", phrases: Sequence[str], config: "PipelineConfig", device: str) -> list[Found]:
@@ -93,6 +121,7 @@ def answers(run: "Run", photo: "Photo", phrases: Sequence[str], config: "Pipelin
     from ..model.batch import Batch
     from ..model.loader import columns_of
     from ..model.vocabulary import words_of
+    from ..shards.errors import WeakmcnError
 
     fields = [name for name in run.method.fields(run.model) if name not in UNUSED_BY_PREDICTION]
     sources = columns_of(fields)
@@ -111,14 +140,18 @@ def answers(run: "Run", photo: "Photo", phrases: Sequence[str], config: "Pipelin
     )
     predictions: Any = run.network(device=device).predict(batch)  # pyright: ignore[reportCallIssue]
     boxes = photo.letterbox.to_photo(predictions.boxes.cpu().numpy())
-    masks = (predictions.mask_logits.sigmoid() > 0.5).cpu().numpy()
+    if not np.isfinite(boxes).all():
+        raise WeakmcnError(f"{run.path}: its network answers with a box that is not finite; train it again.")
+    masks = None
+    if predictions.mask_logits is not None:
+        masks = (predictions.mask_logits.sigmoid() > 0.5).cpu().numpy()
     return [
         Found(
             phrase=text,
             unknown_words=[word for word in words_of(text) if word not in vocabulary],
             box=boxes[place],
-            score=float(predictions.scores[place]),
-            mask=photo.letterbox.mask_to_photo(masks[place]),
+            objectness=float(predictions.scores[place]),
+            mask=None if masks is None else photo.letterbox.mask_to_photo(masks[place]),
         )
         for place, text in enumerate(phrases)
     ]
@@ -149,40 +182,40 @@ def columns_of_photo(
     return seen
 
 
-def write_answers(found: Sequence[Found], photo: "Photo", picture: Path, facts: Mapping[str, str]) -> list[Path]:
+def write_answers(found: Sequence[Found], photo: "Photo", picture: Path, facts: Mapping[str, Any]) -> list[Path]:
     """Print the answers and write the picture, a mask each, and the JSON; the files, the picture first."""
     from ..shards.atomic import write_json
     from ..shards.codec import rle_encode
     from .pictures import Answer, Marks, answer_picture, save_mask, save_picture
 
     rows, masks = [], []
-    for number, each in enumerate(found, start=1):
+    for mask_file, each in zip(_mask_files(picture, len(found)), found, strict=True):
         corners = [round(float(value), 2) for value in each.box]
         typer.echo(
-            f"“{each.phrase}”: box {' '.join(f'{value:.0f}' for value in corners)}, score {each.score:.2f}, "
-            f"mask {int(each.mask.sum()):,} px"
+            f"“{each.phrase}”: box {' '.join(f'{value:.0f}' for value in corners)}, objectness {each.objectness:.2f}"
+            + (f", mask {int(each.mask.sum()):,} px" if each.mask is not None else "")
         )
         if each.unknown_words:
             typer.echo(f"  not in the run's vocabulary, so without effect: {', '.join(each.unknown_words)}", err=True)
-        masks.append(picture.with_name(f"{picture.stem}-mask{f'-{number}' if len(found) > 1 else ''}.png"))
-        save_mask(each.mask, masks[-1])
-        rows.append(
-            {
-                "phrase": each.phrase,
-                "unknown_words": each.unknown_words,
-                "box": corners,
-                "score": round(each.score, 4),
-                "mask": {"size": list(each.mask.shape), "counts": rle_encode(each.mask)},
-                "mask_file": masks[-1].name,
-            }
-        )
+        row = {
+            "phrase": each.phrase,
+            "unknown_words": each.unknown_words,
+            "box": corners,
+            "objectness": round(each.objectness, 4),
+        }
+        if each.mask is not None:
+            masks.append(mask_file)
+            save_mask(each.mask, mask_file)
+            row["mask"] = {"size": list(each.mask.shape), "counts": rle_encode(each.mask)}
+            row["mask_file"] = mask_file.name
+        rows.append(row)
     cells = [
         Answer(
             rgb=photo.rgb,
             expression=each.phrase,
-            note=f"score {each.score:.2f}"
+            note=f"objectness {each.objectness:.2f}"
             + (f" · unknown: {', '.join(each.unknown_words)}" if each.unknown_words else ""),
-            predicted=Marks(box=each.box, mask=each.mask),
+            predicted=Marks(box=_cut_to(photo, each.box), mask=each.mask),
         )
         for each in found
     ]
@@ -190,6 +223,39 @@ def write_answers(found: Sequence[Found], photo: "Photo", picture: Path, facts: 
     numbers = picture.with_suffix(".json")
     write_json(numbers, {**facts, "answers": rows})
     return [picture, numbers, *masks]
+
+
+def _cut_to(photo: "Photo", box: "np.ndarray") -> "np.ndarray | None":
+    """The part of a box x0 y0 x1 y1 that lies on the photo; None where none does."""
+    height, width = photo.rgb.shape[:2]
+    cut = box.clip(0, [width, height, width, height])
+    return cut if (cut[2:] > cut[:2]).all() else None
+
+
+def _mask_files(picture: Path, count: int) -> list[Path]:
+    """Where the masks of so many phrases go."""
+    numbers = [f"-{number}" for number in range(1, count + 1)] if count > 1 else [""]
+    return [picture.with_name(f"{picture.stem}-mask{number}.png") for number in numbers]
+
+
+def _refuse_strangers(picture: Path, count: int) -> None:
+    """ConfigError where a file that nobody named would be written over, unless an earlier answer wrote it."""
+    from ..shards.errors import ConfigError
+    from ..shards.records import read_json
+
+    numbers = picture.with_suffix(".json")
+    ours: set[str] = set()
+    try:
+        earlier = read_json(numbers)
+        ours = {numbers.name, *(row["mask_file"] for row in earlier["answers"] if "mask_file" in row)}
+    except (OSError, ValueError, KeyError, TypeError):  # absent, or somebody else's
+        pass
+    strangers = [file for file in (numbers, *_mask_files(picture, count)) if file.exists() and file.name not in ours]
+    if strangers:
+        raise ConfigError(
+            f"--out {picture}: {strangers[0]} would be written too, it is there and no earlier answer; choose another "
+            "name, or move it away."
+        )
 
 
 def _with_words(phrase: str) -> str:
@@ -227,11 +293,18 @@ def _check_same_columns(run: "Run", stages: Sequence["Stage"], config: "Pipeline
     from ..shards.errors import CheckpointError
 
     now = recipes(config, stages)
+    if (origin := run.converted) is not None:
+        hashed = {name: recipe.hashed for name, recipe in now.items()}
+        if (fault := origin.other_network(hashed)) or origin.other_detector(hashed):
+            raise CheckpointError(
+                f"{run.path}: {fault or f'needs the detector inside {origin.checkpoint}, this is another'}; name the "
+                f"checkpoint itself: --checkpoint detect={origin.checkpoint}"
+            )
     for stage in stages:
         made_from = run.columns.get(stage.name)
         if made_from is not None and now[stage.name].fingerprint != made_from["fingerprint"]:
             why = "; ".join(differences(made_from["hashed"], now[stage.name].hashed))
             raise CheckpointError(
-                f"{run.path}: trained on {stage.name} columns that cannot be made here: {why}. Name the weights it was "
+                f"{run.path}: trained on {stage.name} columns that cannot be made here: {why}; name the weights it was "
                 f"trained behind: --checkpoint {stage.name}=FILE"
             )

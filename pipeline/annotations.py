@@ -80,7 +80,7 @@ def load_annotations(root: Path, dataset: str) -> Annotations:
             f"is there (data sets present: {', '.join(find_datasets(root)) or 'none'}); put its annotations there."
         )
     if not loaded.references:
-        raise AnnotationError(f"{root}: {spec.name} has no reference at all; fetch its annotations again.")
+        raise AnnotationError(f"{refs_path or simrec_path}: has no reference at all; fetch it again.")
     pocket = _pocket_source(root)
     annotations = Annotations(
         root=root,

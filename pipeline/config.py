@@ -1,16 +1,31 @@
 """Settings of the offline half: which frozen networks, at which sizes, from which weights.
 
-The pocket world and the published networks differ here and nowhere else. Every value except `checkpoint` is part of a
-stage's fingerprint; of a checkpoint the SHA-256 of the file is, never its path.
+The pocket world and the published networks differ here and nowhere else. Every value except `checkpoint` and
+`statistics_file` is part of a stage's fingerprint; of a checkpoint the SHA-256 of the file is, never its path.
 """
 
 import difflib
 from dataclasses import dataclass, field, replace
 
+from ..shards.codec import check_codec
 from ..shards.errors import ConfigError
 
 SHIPPED = "pocket:"
 """Prefix of a checkpoint name that means a file shipped with the package (`pipeline/pocket/weights`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """The photographs whose BatchNorm statistics the detector uses: the training split of one data set.
+
+    Fixed when they are first asked for; what a store gains later does not change them.
+    """
+
+    dataset: str
+    images: int
+    """How many there are."""
+    images_sha256: str
+    """Digest of the list: every key with the SHA-256 of its file, keys ascending."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +40,10 @@ class DetectConfig:
     keep: int = 17
     """K, candidate cells kept of the coarsest grid."""
     batch: int = 16
+    statistics: Statistics | None = None
+    """Where BatchNorm's statistics come from: None, those of the checkpoint, frozen; or re-estimated (quirk 1)."""
+    statistics_file: str = ""
+    """Where the re-estimated ones are; recorded, not hashed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +138,7 @@ class PipelineConfig:
     sam: SamConfig
     clip: ClipConfig
     codec: str = "f16"
-    """How the large maps are kept: f16, bf16 or u8."""
+    """How the large maps are kept: f16, bf16, u8 or f32."""
     images_per_shard: int = 64
 
     def __post_init__(self) -> None:
@@ -128,14 +147,18 @@ class PipelineConfig:
         cells = (self.side_px // 32) ** 2
         if not 2 <= self.detect.keep <= cells:
             raise ConfigError(f"detect.keep={self.detect.keep} of {cells} cells; choose 2 to {cells}.")
-        if self.codec not in ("f16", "bf16", "u8"):
-            raise ConfigError(f"codec={self.codec!r} is not known; choose f16, bf16 or u8.")
+        check_codec(self.codec)
         sam = self.sam
         if sam.family == "efficient_sam" and sam.image_px // sam.patch_px != self.side_px // 16:
             raise ConfigError(
                 f"sam.image_px={sam.image_px} gives {sam.image_px // sam.patch_px} patches a side, the canvas grid has "
                 f"{self.side_px // 16}; choose {self.side_px // 16 * sam.patch_px}."
             )
+
+
+def with_statistics(config: PipelineConfig, statistics: Statistics | None, file: str = "") -> PipelineConfig:
+    """The same settings with other statistics for the detector; file: where they are or will be."""
+    return replace(config, detect=replace(config.detect, statistics=statistics, statistics_file=file))
 
 
 def sam_vit(size: str, checkpoint: str) -> SamConfig:
@@ -145,7 +168,7 @@ def sam_vit(size: str, checkpoint: str) -> SamConfig:
         "l": (1024, 24, 16, (5, 11, 17, 23)),
         "h": (1280, 32, 16, (7, 15, 23, 31)),
     }[size]
-    # One image a batch: the scores of one global block take 0.8 to 1.1 GB an image.
+    # One image a batch: its 4,096 tokens are a batch in themselves, and the last batch is never padded.
     return SamConfig(
         checkpoint=checkpoint, embed_dim=embed_dim, depth=depth, heads=heads, global_blocks=global_blocks, batch=1
     )

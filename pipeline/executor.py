@@ -2,21 +2,27 @@
 
 Actors hold the frozen networks, one a GPU (or a fraction of one), one a core where there is none. They are handed
 paths, write their shards themselves and send back a few numbers; no array passes through the object store. Ray places
-actors and tells when one dies. Retrying is ours, because Ray's own never ends on a record that always kills its worker.
+actors and tells when one dies. Retrying is ours (attempts.py), because Ray's own never ends on a record that always
+kills its worker, and so is the deadline: Ray waits for ever for an actor that hangs.
 """
 
 import logging
 import math
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
+from ..shards import faults
 from ..shards.errors import InputError, StageError, WeakmcnError
-from .work import ATTEMPTS, Outcome, ShardDone, ShardFailed, ShardTask, Worker
+from .attempts import Attempts
+from .tasks import Outcome, ShardFailed, ShardTask
+from .trail import STALL_S, START_S, images_in, read_trail, trail_path
+from .work import Worker
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent home
@@ -32,10 +38,18 @@ class RayExecutor:
     """A set of actors, used as a context manager. Joins the Ray session of the process if there is one.
 
     address: of a running cluster; None starts one on this machine and stops it at the end. workers: number of actors,
-    by default one a GPU, or one a core. Raises InputError where the cluster cannot hold them.
+    by default one a GPU, or one a core. stall_s: a worker that takes no step for so long is stopped, and its shard
+    counts as failed once. Raises InputError where the cluster cannot hold the workers.
     """
 
-    def __init__(self, *, address: str | None = None, workers: int | None = None, insecure_ray: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        address: str | None = None,
+        workers: int | None = None,
+        insecure_ray: bool = False,
+        stall_s: float = STALL_S,
+    ) -> None:
         if address and not insecure_ray and os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
             raise InputError(
                 f"the Ray cluster at {address} is used without token authentication: whoever reaches its ports runs "
@@ -43,6 +57,7 @@ class RayExecutor:
             )
         self._address = address
         self._asked = workers
+        self._stall_s = stall_s
         self._is_ours = False
         self._actors: list[Any] = []
         self.device = "cpu"
@@ -68,32 +83,32 @@ class RayExecutor:
         self._stop()
 
     def run(self, tasks: Sequence[ShardTask]) -> Iterator[Outcome]:
-        """Run the tasks, each tried at most ATTEMPTS times; yields one outcome a task, as they come."""
+        """Run the tasks, each as often as attempts.py says; yields one outcome a task, as they come."""
         import ray
 
-        waiting = deque(tasks)
-        failures: dict[ShardTask, int] = {}
+        waiting = deque(Attempts(task=task) for task in tasks)
         idle = list(self._actors)
-        busy: dict[Any, tuple[Any, ShardTask]] = {}
+        busy: dict[Any, _Running] = {}
         while waiting or busy:
             while waiting and idle:
-                actor, task = idle.pop(), waiting.popleft()
-                busy[actor.run.remote(task)] = (actor, task)
+                running = _Running(actor=idle.pop(), attempts=waiting.popleft())
+                busy[running.actor.run.remote(running.task)] = running
             ready, _ = ray.wait(list(busy), num_returns=1, timeout=_WAIT_S)
-            for answer in ready:
-                actor, task = busy.pop(answer)
-                outcome = self._outcome(answer, task)
-                if isinstance(outcome, ShardFailed) and outcome.worker_died:
-                    actor = self._replaced(actor)
-                idle.append(actor)
-                if isinstance(outcome, ShardDone) or not outcome.may_pass:
-                    yield outcome
-                    continue
-                failures[task] = failures.get(task, 0) + 1
-                if failures[task] == ATTEMPTS:
-                    yield outcome
+            ended = {answer: self._outcome(answer, busy[answer]) for answer in ready}
+            ended |= {
+                answer: self._stopped(running)
+                for answer, running in busy.items()
+                if answer not in ended and running.is_stalled(self._stall_s)
+            }
+            for answer, outcome in ended.items():
+                running = busy.pop(answer)
+                died = isinstance(outcome, ShardFailed) and outcome.worker_died
+                idle.append(self._replaced(running.actor) if died else running.actor)
+                final = running.attempts.after(outcome)
+                if final is None:
+                    waiting.appendleft(running.attempts)
                 else:
-                    waiting.append(task)
+                    yield final
 
     def _connect(self) -> None:
         for name, value in _QUIET.items():
@@ -146,24 +161,32 @@ class RayExecutor:
         import ray
 
         device = "cuda:0" if self._options["num_gpus"] else "cpu"
-        return ray.remote(**self._options)(Worker).remote(device)
+        asked = {name: os.environ[name] for name in (faults.VARIABLE,) if name in os.environ}
+        options: dict[str, Any] = self._options | ({"runtime_env": {"env_vars": asked}} if asked else {})
+        return ray.remote(**options)(Worker).remote(device)
 
     def _replaced(self, dead: Any) -> Any:
         self._actors.remove(dead)
         self._actors.append(self._new_actor())
         return self._actors[-1]
 
-    def _outcome(self, answer: Any, task: ShardTask) -> Outcome:
+    def _outcome(self, answer: Any, running: "_Running") -> Outcome:
         import ray
         from ray import exceptions
 
         try:
             return ray.get(answer)
         except exceptions.OutOfMemoryError:
-            reason = "its worker was stopped for lack of memory; lower --workers"
+            reason = "its worker was stopped for lack of memory; use fewer --workers"
         except exceptions.RayError as error:
             reason = f"its worker died ({_first_line(error)})"
-        return ShardFailed(shard=task.shard, reason=reason, may_pass=True, worker_died=True)
+        return running.died(reason)
+
+    def _stopped(self, running: "_Running") -> Outcome:
+        import ray
+
+        ray.kill(running.actor)
+        return running.died(f"its worker took no step for {self._stall_s:.0f} s and was stopped")
 
     def _stop(self) -> None:
         import ray
@@ -175,6 +198,29 @@ class RayExecutor:
         if self._is_ours:
             ray.shutdown()
             self._is_ours = False
+
+
+class _Running:
+    """A task under way on an actor, and since when its trail has not changed."""
+
+    def __init__(self, *, actor: Any, attempts: Attempts) -> None:
+        self.actor = actor
+        self.attempts = attempts
+        self.task: ShardTask = attempts.next_task()
+        self._seen, self._since = "", time.monotonic()
+
+    def is_stalled(self, stall_s: float) -> bool:
+        """Whether the worker took its last step longer ago, by this process's clock."""
+        trail = read_trail(self.task.folder, self.task.shard)
+        if trail != self._seen:
+            self._seen, self._since = trail, time.monotonic()
+        return time.monotonic() - self._since > (stall_s if trail else max(stall_s, START_S))
+
+    def died(self, reason: str) -> ShardFailed:
+        """What became of the task when its worker is no more."""
+        at = images_in(read_trail(self.task.folder, self.task.shard))
+        trail_path(self.task.folder, self.task.shard).unlink(missing_ok=True)
+        return ShardFailed(shard=self.task.shard, reason=reason, may_pass=True, worker_died=True, at=at)
 
 
 def _answer(reference: Any) -> Any:

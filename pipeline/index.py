@@ -1,18 +1,16 @@
 """Annotations and photographs -> the store's tables: images.parquet and refs-<dataset>.parquet.
 
 Everything is checked before anything is written: the annotations, then every photograph of the splits asked for, which
-is read, digested and, unless it is known, decoded. Photographs enter the table in key order, `images_per_shard` to a
-shard; a later index appends new shards and never moves, fills up or renumbers an old one.
+is read, digested, held against its annotated size and, unless it is known, decoded; then boxes and masks. Photographs
+enter the table in key order, `images_per_shard` to a shard; a later index appends new shards and never moves, fills up
+or renumbers an old one.
 
 A photograph whose bytes differ from those indexed keeps its place and gets its new digest, which makes the shards made
 from the old bytes stale. A key that another collection uses already is an error: one store, one key space.
 """
 
-import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,14 +20,9 @@ import pyarrow as pa
 from ..shards.errors import ImageError, StoreError
 from ..shards.layout import IMAGES_FILE, STORE_FILE, create_store, references_path
 from ..shards.tables import IMAGES, REFERENCES, SKIPPED, read_table, skipped_photos, write_table
-from .annotations import PHOTO_FOLDERS, Annotations, find_photo, load_annotations
-from .images import decode, fit_letterbox, read_bytes
-from .references import Reference, box_fault
-from .segmentation import run_lengths
-from .sources import Faults
-
-_LISTED = 100
-"""Broken photographs named in one message."""
+from .annotations import Annotations, load_annotations
+from .preflight import FoundPhoto, check_boxes, check_masks, check_photos, listed
+from .references import Reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,16 +41,6 @@ class IndexReport:
     """Key -> reason, photographs that were left out (`skip_bad`)."""
 
 
-@dataclass(frozen=True)
-class _Photo:
-    """A sound photograph as it is now; None as height where its bytes are those indexed before."""
-
-    file: str
-    sha256: str
-    height: int | None
-    width: int | None
-
-
 def build_index(
     store_path: Path,
     root: Path,
@@ -67,14 +50,16 @@ def build_index(
     side: int,
     images_per_shard: int = 64,
     skip_bad: bool = False,
+    decoded: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> IndexReport:
     """Write or extend the tables of a store for some splits of one data set below `root`.
 
-    side: edge of the canvas. on_progress: told the photographs checked so far and their number. Raises InputError for
+    side: edge of the canvas. decoded: whether new photographs are decoded whole; without it their headers must do,
+    which is enough for a plan. on_progress: told the photographs checked so far and their number. Raises InputError for
     an unknown data set or split, AnnotationError for annotations that are broken, ImageError listing the photographs
-    that cannot be used (with `skip_bad` they are left out and reported), StoreError for a store of another side or a
-    key of another collection; nothing is then written.
+    that cannot be used (with `skip_bad` they are left out and reported, unless none is left), StoreError for a store of
+    another side or a key of another collection; nothing is then written.
     """
     store_path, root = Path(store_path), Path(root)
     if store_path.exists() and not store_path.is_dir():
@@ -87,11 +72,12 @@ def build_index(
     known = {row["key"]: row for row in table}
     wanted = {reference.key: reference for reference in references}
     _refuse_collisions(store_path, wanted.values(), annotations.source, known)
-    photos, bad = _check_photos(root, wanted.values(), known, side, on_progress)
-    if bad and not skip_bad:
-        raise ImageError(_listed(bad, len(wanted)))
-    _check_boxes(annotations, references, photos)
-    references_table = _references_table(annotations)
+    photos, bad = check_photos(root, wanted.values(), known, side=side, decoded=decoded, on_progress=on_progress)
+    if bad and not (skip_bad and photos):
+        raise ImageError(listed(bad, len(wanted)))
+    check_boxes(annotations, references, photos)
+    masks, mask_warnings = check_masks(annotations)
+    references_table = _references_table(annotations, masks)
 
     changed = [key for key, photo in photos.items() if key in known and photo.height is not None]
     new = sorted(photos.keys() - known.keys())
@@ -106,7 +92,7 @@ def build_index(
         images_changed=len(changed),
         refs=len(references),
         sentences=sum(len(reference.sentences) for reference in references),
-        warnings=annotations.warnings + _changed_warnings(changed),
+        warnings=annotations.warnings + mask_warnings + _changed_warnings(changed),
         skipped=bad,
     )
 
@@ -134,71 +120,7 @@ def _refuse_collisions(
             )
 
 
-def _check_photos(
-    root: Path,
-    wanted: Iterable[Reference],
-    known: Mapping[str, Mapping[str, Any]],
-    side: int,
-    on_progress: Callable[[int, int], None] | None,
-) -> tuple[dict[str, _Photo], dict[str, str]]:
-    """The sound photographs and the faults of the others, by key. One reference stands for its photograph."""
-    if not any((root / folder).is_dir() for folder in PHOTO_FOLDERS):
-        raise ImageError(f"{root}: no photos; put them in {root / PHOTO_FOLDERS[1]} (or link it there).")
-    ordered = sorted(wanted, key=lambda reference: reference.key)
-    photos: dict[str, _Photo] = {}
-    bad: dict[str, str] = {}
-    # Decoding and digesting leave the interpreter lock; four at a time bound the memory.
-    pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
-    try:
-        checks = pool.map(lambda reference: _check_photo(root, reference, known.get(reference.key), side), ordered)
-        for done, (reference, found) in enumerate(zip(ordered, checks, strict=True), start=1):
-            if isinstance(found, _Photo):
-                photos[reference.key] = found
-            else:
-                bad[reference.key] = found
-            if on_progress is not None:
-                on_progress(done, len(ordered))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return photos, bad
-
-
-def _check_photo(root: Path, reference: Reference, row: Mapping[str, Any] | None, side: int) -> _Photo | str:
-    try:
-        path = find_photo(root, reference.file_name)
-        data = read_bytes(path)
-        file, digest = path.relative_to(root).as_posix(), hashlib.sha256(data).hexdigest()
-        expect = (reference.height, reference.width) if reference.height else None
-        if row is not None and row["sha256"] == digest and expect in (None, (row["height"], row["width"])):
-            return _Photo(file, digest, None, None)
-        height, width, _ = decode(data, path, expect=expect).shape
-        fit_letterbox(path, height, width, side)
-    except ImageError as error:
-        return str(error)
-    return _Photo(file, digest, height, width)
-
-
-def _listed(bad: Mapping[str, str], total: int) -> str:
-    lines = [f"{len(bad):,} of {total:,} photos cannot be used; mend them, or leave them out with --skip-bad:"]
-    lines += [bad[key] for key in sorted(bad)[:_LISTED]]
-    if len(bad) > _LISTED:
-        lines.append(f"and {len(bad) - _LISTED:,} more")
-    return "\n".join(lines)
-
-
-def _check_boxes(annotations: Annotations, references: Iterable[Reference], photos: Mapping[str, _Photo]) -> None:
-    """Boxes of photographs whose size the annotations did not give, now that it is known."""
-    faults = Faults(annotations.root, "correct these annotations or convert the data set again")
-    for reference in references:
-        photo = photos.get(reference.key)
-        if reference.height or photo is None or photo.height is None or photo.width is None:
-            continue
-        if fault := box_fault(reference.box, photo.height, photo.width):
-            faults.add("box", f"reference {reference.ref_id} of {annotations.spec.name} {fault}")
-    faults.raise_if_any()
-
-
-def _updated(table: Iterable[Mapping[str, Any]], photos: Mapping[str, _Photo]) -> list[dict[str, Any]]:
+def _updated(table: Iterable[Mapping[str, Any]], photos: Mapping[str, FoundPhoto]) -> list[dict[str, Any]]:
     """The rows that were there, in their order: same shard and row, file and bytes as they are now."""
     rows = []
     for old in table:
@@ -212,7 +134,11 @@ def _updated(table: Iterable[Mapping[str, Any]], photos: Mapping[str, _Photo]) -
 
 
 def _appended(
-    table: Sequence[Mapping[str, Any]], new: Sequence[str], photos: Mapping[str, _Photo], source: str, per_shard: int
+    table: Sequence[Mapping[str, Any]],
+    new: Sequence[str],
+    photos: Mapping[str, FoundPhoto],
+    source: str,
+    per_shard: int,
 ) -> list[dict[str, Any]]:
     """Rows of new photographs, in shards of their own after the last one there is."""
     first = max((row["shard"] for row in table), default=-1) + 1
@@ -240,7 +166,7 @@ def _images_table(rows: list[dict[str, Any]], skipped: Mapping[str, str]) -> pa.
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-def _references_table(annotations: Annotations) -> pa.Table:
+def _references_table(annotations: Annotations, masks: Sequence[str | None]) -> pa.Table:
     """Every split's references, split by split in the published order; file digests and data set as metadata."""
     rows = [
         {
@@ -250,11 +176,11 @@ def _references_table(annotations: Annotations) -> pa.Table:
             "category": reference.category,
             "category_name": reference.category_name,
             "box": reference.box,
-            "mask": run_lengths(reference),
+            "mask": mask,
             "sent_ids": reference.sent_ids,
             "sentences": reference.sentences,
         }
-        for reference in annotations.references
+        for reference, mask in zip(annotations.references, masks, strict=True)
     ]
     metadata = {
         "dataset": annotations.spec.name,

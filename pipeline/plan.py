@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from ..shards.errors import DamagedShardError, InputError, StoreError
 from ..shards.family import Family
 from ..shards.layout import STORE_FILE, read_store_json
 from ..shards.sidecar import Sidecar, parse_sidecar, shard_name
 from .config import PipelineConfig
-from .estimate import bytes_an_image, in_bytes, in_words, seconds_an_image
+from .estimate import bytes_an_image, in_bytes, seconds_an_image
 from .stages import STAGES, Recipe, Stage, differences, versions, with_inputs
-from .work import ImageRow
+from .statistics import StatisticsPlan
+from .tasks import ImageRow
 
 Shards = Mapping[int, tuple[ImageRow, ...]]
 """Shard number -> its photographs, keys ascending; the same for every stage."""
@@ -58,6 +57,8 @@ class Plan:
     stages: tuple[StagePlan, ...]
     families: Mapping[str, str]
     """Stage -> folder name of its family, for these stages and all they depend on."""
+    statistics: StatisticsPlan | None = None
+    """Of the detector, where they are re-estimated and `detect` is asked for."""
     notes: tuple[str, ...]
     """What a user should know beside the table, one line each."""
     free_bytes: int
@@ -68,11 +69,17 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        return sum(stage.seconds for stage in self.stages)
+        return sum(stage.seconds for stage in self.stages) + (self.statistics.seconds if self.statistics else 0)
 
     @property
     def is_done(self) -> bool:
-        return not any(stage.due for stage in self.stages)
+        return not any(stage.due for stage in self.stages) and (self.statistics is None or self.statistics.is_whole)
+
+    @property
+    def networks(self) -> tuple[Stage, ...]:
+        """Stages whose frozen network will run."""
+        measured = self.statistics is not None and not self.statistics.is_whole
+        return tuple(plan.stage for plan in self.stages if plan.due or (measured and plan.stage.name == "detect"))
 
     def require_space(self) -> None:
         """InputError where the disk cannot hold what is to be written."""
@@ -104,6 +111,7 @@ def make_plan(
     *,
     workers: int,
     gpu: bool,
+    statistics: StatisticsPlan | None = None,
 ) -> Plan:
     """Plan `stages` (table order) over all photographs of the store.
 
@@ -123,6 +131,7 @@ def make_plan(
         config=config,
         stages=tuple(plans[stage.name] for stage in stages),
         families={name: plan.recipe.family for name, plan in plans.items()},
+        statistics=statistics,
         notes=(*_becoming_stale(current, asked, recipes), *_other_versions(store, plans.values())),
         free_bytes=free_bytes(store),
     )
@@ -265,31 +274,3 @@ def workers_expected(executor: str, workers: int | None) -> tuple[int, bool]:
     if executor == "local":
         return 1, gpus > 0
     return workers or gpus or len(os.sched_getaffinity(0)), gpus > 0
-
-
-def plan_table(plan: Plan) -> Table:
-    """The plan for people."""
-    table = Table(title=f"{plan.store}: {plan.config.side_px} px, codec {plan.config.codec}", title_justify="left")
-    for name in ("stage", "column family", "state"):
-        table.add_column(name, overflow="fold")
-    for name in ("images", "to do", "bytes", "time"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for stage in plan.stages:
-        todo = (
-            (f"{stage.images_due:,}", in_bytes(stage.bytes), f"~ {in_words(stage.seconds)}")
-            if stage.due
-            else ("-", "", "")
-        )
-        colour = "yellow" if stage.due else "green"
-        table.add_row(
-            stage.stage.name, stage.recipe.family, f"[{colour}]{stage.why}[/]", f"{stage.images_total:,}", *todo
-        )
-    table.caption_justify = "left"
-    if plan.is_done:
-        table.caption = "nothing to do"
-    else:
-        table.caption = (
-            f"to write {in_bytes(plan.bytes)}, free {in_bytes(plan.free_bytes)}; about {in_words(plan.seconds)}, "
-            "a rough estimate"
-        )
-    return table

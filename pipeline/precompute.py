@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Container, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -16,61 +16,44 @@ from rich.console import Console
 from ..shards.atomic import sweep, write_json
 from ..shards.errors import ImageError, InputError
 from ..shards.family import STAGE_FILE, Family
-from ..shards.layout import IMAGES_FILE, STORE_FILE, families_on_disk, set_current, write_stage_json
+from ..shards.layout import (
+    IMAGES_FILE,
+    STORE_FILE,
+    families_on_disk,
+    refuse_foreign,
+    remember_source,
+    set_current,
+    write_stage_json,
+)
 from ..shards.lock import only_writer
 from ..shards.tables import IMAGES, read_table
 from .config import PipelineConfig
-from .estimate import in_bytes
-from .index import IndexReport, build_index
-from .plan import Plan, Shards, StagePlan, families_in_use, make_plan, plan_table, recorded_of, workers_expected
+from .datasets import find_dataset
+from .detector_bn import check_choice, settled
+from .estimate import seconds_an_image
+from .index import build_index
+from .measure import measure
+from .plan import Plan, Shards, StagePlan, families_in_use, make_plan, workers_expected
 from .progress import Progress
-from .stages import anchored, chosen_stages, columns_read, configured, recipes, recorded
-from .work import Executor, ImageRow, LocalExecutor, ShardDone, ShardTask
+from .remembered import configured
+from .report import Failure, Report, tell_device, tell_failures, tell_plan
+from .stages import (
+    STATISTICS_FOLDER,
+    anchored,
+    checkpoint_digests,
+    chosen_stages,
+    columns_read,
+    recipes,
+    recorded,
+    require_fit,
+    stage_named,
+)
+from .statistics import overlaps, plan_statistics
+from .tasks import Executor, ImageRow, ShardDone, ShardTask
+from .trail import STALL_S
+from .work import LocalExecutor
 
 EXECUTORS = ("ray", "local")
-_SHOWN_FAILURES = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """A shard that failed for good."""
-
-    stage: str
-    shard: int
-    reason: str
-
-
-@dataclass(kw_only=True)
-class Report:
-    """What a precompute did."""
-
-    index: IndexReport
-    plan: Plan
-    dry_run: bool
-    images: dict[str, int] = field(default_factory=dict)
-    """Stage -> photographs encoded."""
-    bytes: int = 0
-    failures: list[Failure] = field(default_factory=list)
-
-    @property
-    def exit_code(self) -> int:
-        """0 done, 1 some shards failed, 3 done but photographs were skipped."""
-        if self.failures:
-            return 1
-        return 3 if self.index.skipped else 0
-
-    def summary(self) -> str:
-        """One line that says how it ended."""
-        store = self.plan.store
-        skipped = f"; {len(self.index.skipped)} photographs skipped" if self.index.skipped else ""
-        if self.dry_run:
-            return f"{store}: planned only, nothing was written{skipped}"
-        if self.failures:
-            return f"{store}: {len(self.failures)} shards failed, what was finished is kept{skipped}"
-        if self.plan.is_done:
-            return f"{store}: up to date{skipped}"
-        made = ", ".join(f"{stage} {images:,}" for stage, images in self.images.items() if images)
-        return f"{store}: images encoded: {made}; {in_bytes(self.bytes)} written{skipped}"
 
 
 def settings(
@@ -82,7 +65,7 @@ def settings(
 ) -> PipelineConfig:
     """The settings for a precompute of `store`: those asked for, the rest as the store was made, else `pocket`."""
     in_use = {stage: family.stage_json for stage, family in families_in_use(Path(store)).items()}
-    return configured(in_use, preset=preset, codec=codec, checkpoints=checkpoints)
+    return configured(in_use, preset=preset, codec=codec, checkpoints=checkpoints, store=Path(store))
 
 
 def precompute(
@@ -93,17 +76,21 @@ def precompute(
     dataset: str,
     splits: Sequence[str],
     stages: Sequence[str] | None = None,
+    detector_bn: str | None = None,
     executor: str = "ray",
     address: str | None = None,
     workers: int | None = None,
     skip_bad: bool = False,
     dry_run: bool = False,
     insecure_ray: bool = False,
+    stall_s: float = STALL_S,
     console: Console | None = None,
 ) -> Report:
     """Bring `store` up to date for `splits` of `dataset` below `data`.
 
-    stages: names, ["all"], or None for the default ones and those the store has. dry_run: plan and write nothing.
+    stages: names, ["all"], or None for the default ones and those the store has. detector_bn: "frozen", "reestimate"
+    (from the training photographs of `dataset`), or None for what `config` says. dry_run: plan and write nothing.
+    stall_s: a Ray worker that takes no step for so long is stopped, and its shard tried again.
     Raises InputError (and its kinds) before anything is encoded, WeakmcnError where going on is pointless (unfit
     weights, a full disk); shards that fail on their own are in the report.
     """
@@ -111,8 +98,12 @@ def precompute(
     console = console or Console(stderr=True)
     if executor not in EXECUTORS:
         raise InputError(f"executor {executor!r} is not known; choose {' or '.join(EXECUTORS)}.")
-    chosen = chosen_stages(stages, families_in_use(store))
-    made_from = recipes(config, chosen)  # before anything is written: weights may be missing
+    refuse_foreign(store)
+    in_use = families_in_use(store)
+    chosen = chosen_stages(stages, in_use)
+    kept = settings(store).detect.statistics if "detect" in in_use else None
+    check_choice(detector_bn, store, kept, dataset, splits, chosen)
+    digests = checkpoint_digests(config, chosen)  # before anything is written: weights may be missing
     expected, gpu = workers_expected(executor, workers)
 
     def planned(index_folder: Path) -> Report:
@@ -125,17 +116,38 @@ def precompute(
                 side=config.side_px,
                 images_per_shard=config.images_per_shard,
                 skip_bad=skip_bad,
+                decoded=not dry_run,
                 on_progress=lambda done, total: progress.reach("photos", done=done, total=total),
             )
+        if not dry_run:
+            remember_source(store, find_dataset(dataset).name, data, splits)
         shards = shards_of(index_folder, data)
-        plan = make_plan(config, store, shards, chosen, made_from, workers=expected, gpu=gpu)
-        _tell(console, index, plan)
+        decided = settled(config, detector_bn, index_folder, dataset, store, digests)
+        statistics = None
+        if decided.detect.statistics and "detect" in [stage.name for stage in chosen]:
+            statistics = plan_statistics(
+                decided,
+                store,
+                index_folder,
+                {row.key: row for rows in shards.values() for row in rows},
+                digests[decided.detect.checkpoint],
+                seconds_an_image=seconds_an_image(stage_named("detect"), decided, gpu=gpu),
+                workers=expected,
+            )
+        made_from = recipes(decided, chosen, digests)
+        plan = make_plan(decided, store, shards, chosen, made_from, workers=expected, gpu=gpu, statistics=statistics)
+        if statistics is not None:
+            plan = replace(plan, notes=(*plan.notes, *overlaps(index_folder, statistics)))
+        tell_plan(console, index, plan)
+        require_fit(plan.networks, decided)
         report = Report(index=index, plan=plan, dry_run=dry_run, images={stage.stage.name: 0 for stage in plan.stages})
         if not dry_run:
             plan.require_space()
             _require_photos(plan, shards, data)
-            with _executor(executor, address, workers, insecure_ray, idle=plan.is_done) as running:
-                _run(report, shards, running, console)
+            if executor == "ray" and not plan.is_done:
+                console.print("starting Ray …", highlight=False)  # it takes seconds, on a large machine a minute
+            with _executor(executor, address, workers, insecure_ray, stall_s, idle=plan.is_done) as running:
+                _run(report, shards, running, console, skip_bad=skip_bad)
         return report
 
     if dry_run:
@@ -167,9 +179,12 @@ def shards_of(index_folder: Path, data: Path) -> Shards:
 
 
 def _require_photos(plan: Plan, shards: Shards, data: Path) -> None:
-    """ImageError where a shard to be made has photographs of a data set that was indexed from elsewhere."""
+    """ImageError where what is to be made has photographs of a data set that was indexed from elsewhere."""
     due = {number for stage in plan.stages for number in stage.due}
-    absent = [row for number in sorted(due) for row in shards[number] if not row.path.is_file()]
+    rows = [row for number in sorted(due) for row in shards[number]]
+    if plan.statistics is not None:
+        rows += [row for number in plan.statistics.due for row in plan.statistics.parts[number]]
+    absent = [row for row in dict.fromkeys(rows) if not row.path.is_file()]
     if absent:
         raise ImageError(
             f"{len(absent)} photographs of the store are not below {data} (first: {absent[0].path}); put or link the "
@@ -178,29 +193,31 @@ def _require_photos(plan: Plan, shards: Shards, data: Path) -> None:
 
 
 def _executor(
-    name: str, address: str | None, workers: int | None, insecure_ray: bool, *, idle: bool
+    name: str, address: str | None, workers: int | None, insecure_ray: bool, stall_s: float, *, idle: bool
 ) -> AbstractContextManager[Executor]:
     if name == "local" or idle:  # Ray takes seconds to start; an up-to-date store should not
         return LocalExecutor()
     from .executor import RayExecutor
 
-    return RayExecutor(address=address, workers=workers, insecure_ray=insecure_ray)
+    return RayExecutor(address=address, workers=workers, insecure_ray=insecure_ray, stall_s=stall_s)
 
 
-def _run(report: Report, shards: Shards, executor: Executor, console: Console) -> None:
+def _run(report: Report, shards: Shards, executor: Executor, console: Console, *, skip_bad: bool) -> None:
     """Run every stage of the plan in order; put the new families in use."""
     plan, store = report.plan, report.plan.store
     in_use = families_in_use(store)
     whole: list[StagePlan] = []
     failed: dict[str, set[int]] = {}
-    _tell_device(console, plan, executor.device)
+    tell_device(console, plan, executor.device)
     with Progress(console) as progress:
         for stage in plan.stages:
             folder = _begin(plan, stage, executor.device)
             if stage.stage.name not in in_use:
                 set_current(store, stage.stage.name, folder.name)
             missing = failed[stage.stage.name] = set().union(*(failed.get(need, ()) for need in stage.stage.needs))
-            tasks = _tasks(plan, stage, shards, folder, without=missing)
+            if stage.stage.name == "detect" and not _measured(report, executor, progress):
+                missing.update(stage.due)
+            tasks = _tasks(plan, stage, shards, folder, without=missing, skip_bad=skip_bad)
             progress.begin(stage.stage.name, done=stage.images_total - stage.images_due, total=stage.images_total)
             for outcome in executor.run(tasks):
                 if isinstance(outcome, ShardDone):
@@ -212,13 +229,27 @@ def _run(report: Report, shards: Shards, executor: Executor, console: Console) -
                     raise outcome.fatal
                 missing.add(outcome.shard)
                 report.failures.append(Failure(stage=stage.stage.name, shard=outcome.shard, reason=outcome.reason))
-            if tasks:
-                _ = Family.open(folder).survey  # its derived index, once here and not in every reader
+            finished = Family.open(folder).survey.shards.values()  # makes its index, once here and not in every reader
+            skipped = {key: f"{stage.stage.name}: {why}" for each in finished for key, why in each.skipped.items()}
+            report.left_out = skipped | report.left_out  # the first stage that lacks it tells why
             if missing.isdisjoint(stage.due):
                 whole.append(stage)
-    _tell_failures(console, report)
+    tell_failures(console, report)
     for stage in whole:
         set_current(store, stage.stage.name, stage.recipe.family)
+
+
+def _measured(report: Report, executor: Executor, progress: Progress) -> bool:
+    """Whether the statistics that the detector needs are there; they are made at need."""
+    plan = report.plan
+    if plan.statistics is None or plan.statistics.is_whole:
+        return True
+    failures = [
+        Failure(stage="detect-bn", shard=outcome.shard, reason=outcome.reason)
+        for outcome in measure(plan.statistics, plan.config, executor, progress)
+    ]
+    report.failures += failures
+    return not failures
 
 
 def _begin(plan: Plan, stage: StagePlan, device: str) -> Path:
@@ -226,14 +257,15 @@ def _begin(plan: Plan, stage: StagePlan, device: str) -> Path:
     beside = recorded(stage.recipe, plan.config, device)
     folder = write_stage_json(plan.store, stage.stage.name, stage.recipe.hashed, beside)
     content = Family.open(folder).stage_json
-    if content["recorded"].get("checkpoint") != stage.recipe.checkpoint:
-        write_json(
-            folder / STAGE_FILE, content | {"recorded": content["recorded"] | {"checkpoint": stage.recipe.checkpoint}}
-        )
+    places = {name: beside[name] for name in ("checkpoint", "statistics_file") if name in beside}
+    if not places.items() <= content["recorded"].items():
+        write_json(folder / STAGE_FILE, content | {"recorded": content["recorded"] | places})
     return folder
 
 
-def _tasks(plan: Plan, stage: StagePlan, shards: Shards, folder: Path, *, without: Container[int]) -> list[ShardTask]:
+def _tasks(
+    plan: Plan, stage: StagePlan, shards: Shards, folder: Path, *, without: Container[int], skip_bad: bool
+) -> list[ShardTask]:
     """The stage's tasks; every path in them is absolute, a worker may stand elsewhere."""
     columns = columns_read(stage.stage, plan.config)
     read = dict.fromkeys(column.partition(".")[0] for column in columns)
@@ -248,6 +280,7 @@ def _tasks(plan: Plan, stage: StagePlan, shards: Shards, folder: Path, *, withou
             folder=folder.absolute(),
             fingerprint=stage.recipe.fingerprint,
             inputs=inputs,
+            skip_bad=skip_bad,
         )
         for number in stage.due
         if number not in without
@@ -255,7 +288,8 @@ def _tasks(plan: Plan, stage: StagePlan, shards: Shards, folder: Path, *, withou
 
 
 def _sweep(store: Path) -> None:
-    for folder in [store, *families_on_disk(store)]:
+    weights = store / STATISTICS_FOLDER
+    for folder in [store, *families_on_disk(store), weights, *weights.glob("statistics-*/")]:
         sweep(folder)
 
 
@@ -264,30 +298,3 @@ def _copy_tables(store: Path, shadow: Path) -> None:
     for pattern in (STORE_FILE, "*.parquet"):
         for file in store.glob(pattern):
             shutil.copy2(file, shadow / file.name)
-
-
-def _tell(console: Console, index: IndexReport, plan: Plan) -> None:
-    for warning in index.warnings:
-        console.print(f"note: {warning}", markup=False, highlight=False, soft_wrap=True)
-    console.print(plan_table(plan))
-    for note in plan.notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _tell_device(console: Console, plan: Plan, device: str) -> None:
-    """One line if kept shards of a stage that goes on were made on another device; no reason to make them again."""
-    for stage in plan.stages:
-        made_on = recorded_of(plan.store, stage.recipe).get("device", device)
-        if stage.due and stage.images_due < stage.images_total and made_on != device:
-            console.print(
-                f"note: {stage.stage.name} was begun on {made_on}, goes on on {device}; kept.", highlight=False
-            )
-
-
-def _tell_failures(console: Console, report: Report) -> None:
-    for failure in report.failures[:_SHOWN_FAILURES]:
-        text = f"{failure.stage}: shard {failure.shard} failed: {failure.reason}"
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-    rest = len(report.failures) - _SHOWN_FAILURES
-    if rest > 0:
-        console.print(f"and {rest} more shards", highlight=False)

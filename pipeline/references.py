@@ -16,6 +16,10 @@ MAX_SENTENCES = 1_000
 """Sentences of one reference."""
 MAX_ALL_SENTENCES = 1_000_000
 """Sentences of one data set: a few bytes of pickle can share one long list among many references."""
+MAX_CHARACTERS = 10_000
+"""Characters of one sentence."""
+MAX_NAME = 255
+"""Characters of one part of a file name, as file systems have it, and of a split's name."""
 
 _NO_WORD = frozenset(".,'!?\"()*#:;-/")
 
@@ -80,7 +84,7 @@ def box_fault(box: object, height: int, width: int) -> str | None:
 
 def split_fault(split: object) -> str | None:
     """Why a value cannot be the name of a split, or None."""
-    if isinstance(split, str) and split and split.isprintable():
+    if isinstance(split, str) and split and split.isprintable() and len(split) <= MAX_NAME:
         return None
     return f"has the split {brief(split, 30)}, which is no word"
 
@@ -95,6 +99,8 @@ def sentence_fault(sentence: object) -> str | None:
     """What is wrong with an expression, or None. An empty one is no fault: it is counted, and a miss in evaluation."""
     if not isinstance(sentence, str):
         return f"has the expression {brief(sentence, 40)}, which is no text"
+    if len(sentence) > MAX_CHARACTERS:
+        return f"has an expression of {len(sentence):,} characters, the limit is {MAX_CHARACTERS:,}"
     try:
         sentence.encode("utf-8")
     except UnicodeEncodeError:
@@ -108,6 +114,8 @@ def file_name_fault(name: object) -> str | None:
         return "has no file_name"
     if not name.isprintable() or "\\" in name:
         return f"has the file_name {brief(name, 60)}; only printable characters and / are taken"
+    if len(name) > 4 * MAX_NAME or any(len(part.encode()) > MAX_NAME for part in PurePosixPath(name).parts):
+        return f"has the file_name {brief(name, 60)}, which is longer than a file system takes"
     if name.startswith("/") or ".." in PurePosixPath(name).parts:
         return f"has the file_name {brief(name, 60)}, which leaves the folder of photographs; refused"
     return None

@@ -96,13 +96,35 @@ def read_simrec(path: Path, root: Path, spec: DatasetSpec) -> Loaded:
     return Loaded(references, {path.name: source.sha256}, warnings)
 
 
-def _objects(value: Any, path: Path, faults: Faults) -> dict[int, _Object]:
-    """The objects by mask_id, in file order; entries of one object joined."""
+def sentences_in_file_order(path: Path) -> list[str]:
+    """Every sentence of a SimREC JSON, split after split as they stand: their words number the authors' word tables.
+
+    AnnotationError names the record that is broken.
+    """
+    faults = Faults(path, "pass the file that the checkpoint was trained with")
+    sentences: list[str] = []
+    for split, entries in _splits(parse_json(read_source(path)), path).items():
+        for place, entry in enumerate(entries):
+            fault = _entry_fault(entry) or next(filter(None, map(sentence_fault, entry["refs"])), None)
+            if fault:
+                faults.add(fault, f"entry {place} of {clip(split, 30)} {fault}")
+            else:
+                sentences += entry["refs"]
+    faults.raise_if_any()
+    return sentences
+
+
+def _splits(value: Any, path: Path) -> dict[str, list[Any]]:
     if not isinstance(value, dict) or not all(isinstance(entries, list) for entries in value.values()):
         raise AnnotationError(f"{path}: not a list of entries for every split; is it SimREC's format?")
+    return value
+
+
+def _objects(value: Any, path: Path, faults: Faults) -> dict[int, _Object]:
+    """The objects by mask_id, in file order; entries of one object joined."""
     objects: dict[int, _Object] = {}
     spoken = 0
-    for split, entries in value.items():
+    for split, entries in _splits(value, path).items():
         if fault := split_fault(split):
             faults.add("split", fault)
             continue

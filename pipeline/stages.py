@@ -7,7 +7,7 @@ knowing (versions, device, where the weights came from) is recorded beside it.
 
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ import numpy as np
 from ..shards.columns import FAMILIES, Field
 from ..shards.errors import ConfigError
 from ..shards.fingerprint import file_sha256, fingerprint, short
-from .config import PRESETS, SHIPPED, ClipConfig, DetectConfig, DinoConfig, PipelineConfig, SamConfig
+from .config import SHIPPED, ClipConfig, DetectConfig, DinoConfig, PipelineConfig, SamConfig, with_statistics
 from .images import Photo
 
 
@@ -73,7 +73,12 @@ STAGES = (
     ),
 )
 
-_SECTIONS = {"detect": DetectConfig, "dino": DinoConfig, "sam": SamConfig, "clip": ClipConfig}
+STATISTICS_CODE = 1
+"""Version of the re-estimation of the detector's statistics (encoders/reestimate.py), as `Stage.code`."""
+STATISTICS_FOLDER = "weights"
+"""Folder of a store that holds them."""
+
+SECTIONS = {"detect": DetectConfig, "dino": DinoConfig, "sam": SamConfig, "clip": ClipConfig}
 _LIBRARIES = ("weakmcn", "torch", "timm", "segment-anything", "numpy")
 
 
@@ -138,16 +143,26 @@ def with_inputs(stages: Iterable[Stage]) -> tuple[Stage, ...]:
     return tuple(stage for stage in STAGES if stage.name in names)
 
 
-def recipes(config: PipelineConfig, stages: Iterable[Stage]) -> dict[str, Recipe]:
-    """The recipe of each of `stages` and of what they depend on. CheckpointError where weights are missing."""
-    from .encoders.weights import resolve
+def checkpoint_digests(config: PipelineConfig, stages: Iterable[Stage]) -> dict[str, str]:
+    """Checkpoint name -> SHA-256 of its file, for `stages` and what they depend on.
 
-    digests: dict[str, str] = {}
+    CheckpointError naming all weights that are missing.
+    """
+    from .encoders.weights import resolve_all
+
+    files = resolve_all(getattr(config, stage.section).checkpoint for stage in with_inputs(stages))
+    return {checkpoint: file_sha256(file) for checkpoint, file in files.items()}
+
+
+def recipes(
+    config: PipelineConfig, stages: Iterable[Stage], digests: Mapping[str, str] | None = None
+) -> dict[str, Recipe]:
+    """The recipe of each of `stages` and of what they depend on. Without `digests`, see `checkpoint_digests`."""
+    wanted = with_inputs(stages)
+    digests = checkpoint_digests(config, wanted) if digests is None else digests
     made: dict[str, Recipe] = {}
-    for stage in with_inputs(stages):
+    for stage in wanted:
         checkpoint = getattr(config, stage.section).checkpoint
-        if checkpoint not in digests:
-            digests[checkpoint] = file_sha256(resolve(checkpoint))
         inputs = {need: made[need].fingerprint for need in stage.needs}
         made[stage.name] = Recipe(
             stage=stage, hashed=_hashed(stage, config, digests[checkpoint], inputs), checkpoint=_located(checkpoint)
@@ -155,20 +170,30 @@ def recipes(config: PipelineConfig, stages: Iterable[Stage]) -> dict[str, Recipe
     return made
 
 
-def _hashed(stage: Stage, config: PipelineConfig, checkpoint_sha256: str, inputs: dict[str, str]) -> dict[str, Any]:
-    parameters = asdict(getattr(config, stage.section))
-    del parameters["checkpoint"]
-    batch = parameters.pop("batch")
-    parameters["side_px"] = config.side_px
+def parameters(stage: Stage, config: PipelineConfig) -> dict[str, Any]:
+    """What the stage's fingerprint hashes of its settings: all of its section but weights and batch, and the canvas."""
+    values = asdict(getattr(config, stage.section))
+    del values["checkpoint"], values["batch"]
+    values["side_px"] = config.side_px
+    if stage.section == "detect":
+        del values["statistics_file"]
+        if values["statistics"] is None:  # as in stores made before there was a choice
+            del values["statistics"]
+        else:
+            values["statistics"]["code"] = STATISTICS_CODE
     if stage.name == "masks":
-        parameters["keep"] = config.detect.keep
+        values["keep"] = config.detect.keep
+    return _plain(values)
+
+
+def _hashed(stage: Stage, config: PipelineConfig, checkpoint_sha256: str, inputs: dict[str, str]) -> dict[str, Any]:
     hashed = {
         "stage": stage.name,
         "code": stage.code,
         "fields": {field.name: field.dtype for field in stage.fields},
-        "parameters": _plain(parameters),
+        "parameters": parameters(stage, config),
         "checkpoint_sha256": checkpoint_sha256,
-        "batch": batch,
+        "batch": getattr(config, stage.section).batch,
         "inputs": inputs,
     }
     if any(field.coded for field in stage.fields):
@@ -189,7 +214,7 @@ def _located(checkpoint: str) -> str:
 
 def anchored(config: PipelineConfig) -> PipelineConfig:
     """The same settings with every checkpoint named so that it is found from any folder."""
-    sections = {name: getattr(config, name) for name in _SECTIONS}
+    sections = {name: getattr(config, name) for name in SECTIONS}
     found = {name: replace(section, checkpoint=_located(section.checkpoint)) for name, section in sections.items()}
     return replace(config, **found)
 
@@ -209,10 +234,35 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     before, after = old.get("parameters", {}), new["parameters"]
     for name in sorted(before.keys() | after.keys()):
         if before.get(name) != after.get(name):
-            found.append(f"{name} {before.get(name)} -> {after.get(name)}")
+            shown = statistics_in_words if name == "statistics" else str
+            found.append(f"{name} {shown(before.get(name))} -> {shown(after.get(name))}")
     if old.get("fields") != new["fields"]:
         found.append("its fields changed")
     return found
+
+
+def statistics_in_words(statistics: Mapping[str, Any] | None) -> str:
+    """`hashed["parameters"]["statistics"]` of a detect stage for people; None: those of the checkpoint."""
+    if statistics is None:
+        return "of the checkpoint"
+    return (
+        f"of {statistics['images']:,} training photographs of {statistics['dataset']} "
+        f"({short(statistics['images_sha256'])})"
+    )
+
+
+def require_fit(stages: Iterable[Stage], config: PipelineConfig) -> None:
+    """CheckpointError unless the weights of all `stages` can be read and are those of their networks, key by key.
+
+    One network after the other, its weights compared and let go: what cannot run is found before hours of what can.
+    """
+    import torch
+
+    config = with_statistics(config, None)  # made on the way
+    for section in dict.fromkeys(stage.section for stage in stages):
+        stage = next(stage for stage in STAGES if stage.section == section)
+        with torch.device("meta"):
+            load_encoder(stage, config, "meta")
 
 
 def load_encoder(stage: Stage, config: PipelineConfig, device: str) -> Encoder:
@@ -234,69 +284,13 @@ def versions() -> dict[str, str]:
 
 def recorded(recipe: Recipe, config: PipelineConfig, device: str) -> dict[str, Any]:
     """What stage.json keeps beside `hashed`."""
-    return {
+    beside = {
         "preset": config.name,
         "images_per_shard": config.images_per_shard,
         "checkpoint": recipe.checkpoint,
         "device": device,
         "versions": versions(),
     }
-
-
-def config_of(families: Mapping[str, Mapping[str, Any]]) -> PipelineConfig | None:
-    """The configuration that made a store's current families, from their stage.json; None for a store without any.
-
-    families: stage -> stage.json. A stage that the store does not hold keeps the settings of the preset it was begun
-    with; so does one whose parameters an older version of the program wrote in another form.
-    """
-    for stage in STAGES:
-        if stage.name in families:
-            begun = families[stage.name]["recorded"]
-            break
-    else:
-        return None
-    if begun["preset"] not in PRESETS:
-        raise ConfigError(f"the store was made with preset {begun['preset']!r}, unknown here; name one: --preset.")
-    values: dict[str, Any] = {"images_per_shard": begun["images_per_shard"]}
-    for stage in STAGES:
-        if stage.name in families and stage.name == stage.section:
-            values |= _section_values(stage, families[stage.name])
-    return replace(PRESETS[begun["preset"]], **values)
-
-
-def _section_values(stage: Stage, stage_json: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of PipelineConfig that a stage.json tells of."""
-    hashed, section = stage_json["hashed"], _SECTIONS[stage.section]
-    parameters = dict(hashed["parameters"])
-    side_px = parameters.pop("side_px")
-    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in parameters.items()}
-    settings |= {"batch": hashed["batch"], "checkpoint": stage_json["recorded"]["checkpoint"]}
-    known = {field.name: field for field in fields(section)}
-    required = {name for name, field in known.items() if field.default is MISSING and field.default_factory is MISSING}
-    if not required <= settings.keys() <= known.keys():
-        return {}
-    codec = {"codec": hashed["codec"]} if "codec" in hashed else {}
-    return {"side_px": side_px, stage.section: section(**settings), **codec}
-
-
-def configured(
-    families: Mapping[str, Mapping[str, Any]],
-    *,
-    preset: str | None = None,
-    codec: str | None = None,
-    checkpoints: Mapping[str, str] | None = None,
-) -> PipelineConfig:
-    """The settings of a precompute: those asked for; where nothing is asked, those the store was made with.
-
-    families: stage -> stage.json of the store's current families, empty for a new store. A preset that is named starts
-    afresh from that preset; without one, a new store takes `pocket`. ConfigError for an unknown preset, codec or stage.
-    """
-    from .config import preset as preset_named
-
-    config = preset_named(preset) if preset else config_of(families) or PRESETS["pocket"]
-    if codec is not None:
-        config = replace(config, codec=codec)
-    for name, checkpoint in (checkpoints or {}).items():
-        section = stage_named(name).section
-        config = replace(config, **{section: replace(getattr(config, section), checkpoint=checkpoint)})
-    return config
+    if "statistics" in recipe.hashed["parameters"]:  # below the store, which may be moved
+        beside["statistics_file"] = f"{STATISTICS_FOLDER}/{Path(config.detect.statistics_file).name}"
+    return beside

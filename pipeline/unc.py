@@ -26,7 +26,7 @@ from .references import (
     split_fault,
 )
 from .refs_pickle import parse_refs
-from .segmentation import segmentation_fault
+from .segmentation import MAX_ALL_OUTLINES_PX, outline_px, segmentation_fault
 from .sources import Faults, Source, brief, clip, is_whole, parse_json, read_source
 
 _MEND = "correct these records or fetch the file again"
@@ -71,7 +71,7 @@ def read_unc(refs_path: Path, spec: DatasetSpec) -> Loaded:
     faults = Faults(refs_path, _MEND)
     references: list[Reference] = []
     seen: set[int] = set()
-    sentences = 0
+    sentences, outlines_px = 0, 0.0
     for place, ref in enumerate(refs):
         ref_id = ref.get("ref_id") if isinstance(ref, dict) else None
         if not is_whole(ref_id):
@@ -81,9 +81,14 @@ def read_unc(refs_path: Path, spec: DatasetSpec) -> Loaded:
         elif (reference := _reference(ref, ref_id, instances, faults)) is not None:
             references.append(reference)
             sentences += len(reference.sentences)
+            outlines_px += outline_px(reference.segmentation)
             seen.add(ref_id)
         if sentences > MAX_ALL_SENTENCES:
             raise AnnotationError(f"{refs_path}: more than {MAX_ALL_SENTENCES:,} sentences; fetch the file again.")
+        if outlines_px > MAX_ALL_OUTLINES_PX:
+            raise AnnotationError(
+                f"{instances_source.path}: polygons of more than {MAX_ALL_OUTLINES_PX:,} px; fetch the file again."
+            )
     faults.raise_if_any()
     return Loaded(references, {source.path.name: source.sha256 for source in (refs_source, instances_source)}, warnings)
 
@@ -97,10 +102,13 @@ def _read_instances(source: Source, spec: DatasetSpec) -> _Instances:
     records = _by_id("image", value["images"], faults)
     annotations = _by_id("annotation", value["annotations"], faults)
     categories = _by_id("category", value["categories"], faults)
+    owners: dict[str, int] = {}
     for number, record in records.items():
-        fault = _photo_fault(number, record)
-        if fault:
+        if fault := _photo_fault(number, record):
             faults.add("image", f"image {number} {fault}")
+        elif (owner := owners.setdefault(record["file_name"], number)) != number:
+            name = brief(record["file_name"], 60)
+            faults.add("file twice", f"images {owner} and {number} have the same file_name {name}")
     faults.raise_if_any()
     keys = photo_keys({number: record["file_name"] for number, record in records.items()}, spec.source)
     photos = {

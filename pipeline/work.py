@@ -6,98 +6,37 @@ last one is padded, and every worker pins its threads alike.
 """
 
 import logging
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Self
 
 import cv2
 import numpy as np
 import pyarrow as pa
 import torch
 
+from ..shards import faults
 from ..shards.errors import ImageError, StageError, StoreError, WeakmcnError
 from ..shards.family import Family
 from ..shards.reader import Reader
+from ..shards.sidecar import shard_name
 from ..shards.store import Store
 from ..shards.tables import IMAGES
 from ..shards.writer import Record, write_shard
-from .config import PipelineConfig
+from .attempts import Attempts
 from .images import Photo
 from .stages import Encoder, columns_read, load_encoder, stage_named
+from .tasks import ImageRow, Outcome, ShardDone, ShardFailed, ShardTask, StatisticsTask
+from .trail import Trail, images_in, read_trail
 
 log = logging.getLogger(__name__)
-
-ATTEMPTS = 3
-"""Times a shard is tried before it has failed for good."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageRow:
-    """A photograph of the store, and where its file is now."""
-
-    key: str
-    path: Path
-    height: int
-    width: int
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ShardTask:
-    """All that a worker needs to make one shard of one stage."""
-
-    stage: str
-    shard: int
-    images: tuple[ImageRow, ...]
-    """Keys ascending."""
-    config: PipelineConfig
-    folder: Path
-    """Of the family it belongs to."""
-    fingerprint: str
-    inputs: tuple[Path, ...] = ()
-    """Folders of the families whose columns the stage reads."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardDone:
-    """A shard that was published."""
-
-    shard: int
-    images: int
-    bytes: int
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardFailed:
-    """A shard that could not be made."""
-
-    shard: int
-    reason: str
-    may_pass: bool = False
-    """Whether trying again could help: not for what is wrong with the input."""
-    worker_died: bool = False
-    fatal: WeakmcnError | None = None
-    """What would fail every other shard too: unfit weights, a full disk."""
-
-
-Outcome = ShardDone | ShardFailed
-
-
-class Executor(Protocol):
-    """Something that runs tasks and tells one outcome a task, in any order."""
-
-    device: str
-
-    @property
-    def workers(self) -> int: ...
-
-    def run(self, tasks: Sequence[ShardTask]) -> Iterator[Outcome]: ...
 
 
 class Worker:
@@ -120,58 +59,128 @@ class Worker:
     def run(self, task: ShardTask) -> Outcome:
         """Make one shard. Every exception becomes a ShardFailed, so that nothing unpicklable travels."""
         started = time.monotonic()
-        try:
-            size = self._write(task)
-        except (StageError, ImageError, StoreError) as error:
-            return ShardFailed(shard=task.shard, reason=str(error))
-        except WeakmcnError as error:
-            return ShardFailed(shard=task.shard, reason=str(error), fatal=error)
-        except Exception as error:
-            log.debug("%s shard %d\n%s", task.stage, task.shard, traceback.format_exc())
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            reason = f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
-            return ShardFailed(shard=task.shard, reason=reason, may_pass=True)
-        return ShardDone(shard=task.shard, images=len(task.images), bytes=size, seconds=time.monotonic() - started)
+        faults.point("shard", shard_name(task.shard))
+        with Trail(task.folder, task.shard) as trail:
+            try:
+                size, skipped = self._work(task, trail)
+            except BadImageError as error:
+                return ShardFailed(shard=task.shard, reason=str(error), culprit=error.key)
+            except StageError as error:  # a value that cannot be stored, or a photograph that changed
+                return ShardFailed(shard=task.shard, reason=str(error), culprit=trail.writing)
+            except StoreError as error:
+                return ShardFailed(shard=task.shard, reason=str(error))
+            except WeakmcnError as error:
+                return ShardFailed(shard=task.shard, reason=str(error), fatal=error)
+            except Exception as error:
+                log.debug("%s shard %d\n%s", task.stage, task.shard, traceback.format_exc())
+                at = images_in(read_trail(task.folder, task.shard))
+                return ShardFailed(shard=task.shard, reason=_described(error), may_pass=True, at=at)
+        images = len(task.images) - (len(skipped) - len(task.skipped))
+        seconds = time.monotonic() - started
+        return ShardDone(shard=task.shard, images=images, bytes=size, seconds=seconds, skipped=skipped)
 
-    def _write(self, task: ShardTask) -> int:
+    def _work(self, task: ShardTask, trail: Trail) -> tuple[int, tuple[tuple[str, str], ...]]:
+        """Bytes written and images skipped."""
         stage = stage_named(task.stage)
         if self._kept is None or self._kept[0] != task.fingerprint:
+            trail.at("load")
+            faults.point("load", task.stage)
             self._kept = None  # the network before goes first, for its memory
             encoder = load_encoder(stage, task.config, self._device)
             self._kept = task.fingerprint, encoder, InputColumns(task, columns_read(stage, task.config))
         _, encoder, columns = self._kept
+        without = columns.skipped(task.shard)  # nothing can be made of what an input does not have
+        skipped = {row.key: without[row.key] for row in task.images if row.key in without} | dict(task.skipped)
+        left = tuple(row for row in task.images if row.key not in skipped)
+        if task.one_by_one:
+            for row in left:
+                for _ in encoded(replace(task, images=(row,)), encoder, columns, trail):
+                    pass
+            return 0, ()
+        if isinstance(task, StatisticsTask):
+            return _write_statistics(task, encoder, trail), ()
         sidecar = write_shard(
             task.folder,
             task.shard,
-            encoded(task, encoder, columns),
+            encoded(replace(task, images=left), encoder, columns, trail),
             fingerprint=task.fingerprint,
             codec=task.config.codec,
             fields=stage.fields,
+            skipped=skipped.items(),
         )
-        return sidecar.bytes
+        return sidecar.bytes, tuple(sorted(skipped.items()))
 
 
-def encoded(task: ShardTask, encoder: Encoder, columns: "InputColumns") -> Iterator[Record]:
+class BadImageError(ImageError):
+    """A photograph of a shard that cannot be read."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(reason)
+        self.key = key
+
+
+def _described(error: Exception) -> str:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return f"{text}; use fewer --workers, or a network with a smaller batch"
+    return f"{text} ({Path(place.filename).name}, line {place.lineno})"
+
+
+def encoded(task: ShardTask, encoder: Encoder, columns: "InputColumns", trail: Trail) -> Iterator[Record]:
     """The records of a shard in order of their keys; the next batch is read while this one is encoded."""
     batches = [task.images[i : i + encoder.batch] for i in range(0, len(task.images), encoder.batch)]
-    with ThreadPoolExecutor(max_workers=1) as ahead:
-        coming = [ahead.submit(_read_photos, batch, task.config.side_px) for batch in batches[:1]]
-        for number, batch in enumerate(batches):
-            photos = coming.pop().result()
-            coming += [
-                ahead.submit(_read_photos, later, task.config.side_px) for later in batches[number + 1 : number + 2]
-            ]
-            inputs = [columns[photo.key] for photo in photos]
-            surplus = encoder.batch - len(photos)
-            outputs = encoder.encode(photos + photos[-1:] * surplus, inputs + inputs[-1:] * surplus)
-            for row, values in zip(batch, outputs[: len(batch)], strict=True):
-                yield Record(key=row.key, values=values, image_sha256=row.sha256)
+    coming: Future[list[Photo]] | None = None
+    for batch, soon in zip_longest(batches, batches[1:], fillvalue=()):
+        trail.at("encode", *(row.key for row in (*batch, *soon)))
+        photos = (coming or _reading(batch, task.config.side_px)).result()
+        coming = _reading(soon, task.config.side_px) if soon else None
+        for photo in photos:
+            faults.point("encode", photo.key)
+        inputs = [columns[photo.key] for photo in photos]
+        surplus = encoder.batch - len(photos)
+        outputs = encoder.encode(photos + photos[-1:] * surplus, inputs + inputs[-1:] * surplus)
+        for row, values in zip(batch, outputs[: len(batch)], strict=True):
+            trail.writing = row.key
+            yield Record(key=row.key, values=values, image_sha256=row.sha256)
+        trail.writing = None
+
+
+def _write_statistics(task: StatisticsTask, detector: Any, trail: Trail) -> int:
+    """Publish the sums of one part of the detector's statistics; bytes written."""
+    from .encoders.reestimate import write_part
+
+    def batches() -> Iterator[list[Photo]]:
+        for first in range(0, len(task.images), detector.batch):
+            rows = task.images[first : first + detector.batch]
+            trail.at("encode", *(row.key for row in rows))
+            yield _read_photos(rows, task.config.side_px)
+
+    return write_part(task.file, detector.net, batches(), detector.device, task.images_sha256)
+
+
+def _reading(rows: Sequence[ImageRow], side_px: int) -> "Future[list[Photo]]":
+    """Photographs being read by a thread of their own, which nobody waits for: a disk that hangs stops no Ctrl-C."""
+    future: Future[list[Photo]] = Future()
+
+    def read() -> None:
+        try:
+            future.set_result(_read_photos(rows, side_px))
+        except BaseException as error:  # it belongs to whoever asks for the result
+            future.set_exception(error)
+
+    threading.Thread(target=read, name="photos", daemon=True).start()
+    return future
 
 
 def _read_photos(rows: Sequence[ImageRow], side_px: int) -> list[Photo]:
     photos = []
     for row in rows:
-        photo = Photo.read(row.key, row.path, side=side_px, expect=(row.height, row.width))
+        faults.point("image", row.key)
+        try:
+            photo = Photo.read(row.key, row.path, side=side_px, expect=(row.height, row.width))
+        except ImageError as error:
+            raise BadImageError(row.key, str(error)) from error
         if photo.sha256 != row.sha256:
             raise StageError(f"{row.path}: changed since it was indexed; run the same command again.")
         photos.append(photo)
@@ -186,8 +195,9 @@ class InputColumns:
 
     def __init__(self, task: ShardTask, columns: tuple[str, ...]) -> None:
         self._columns = columns
+        families = {family.stage: family for family in map(Family.open, task.inputs)}
+        self._families = tuple(families.values())
         if columns:
-            families = {family.stage: family for family in map(Family.open, task.inputs)}
             store = Store(
                 task.folder.parent, side=task.config.side_px, images=_NO_IMAGES, families=families, unusable={}
             )
@@ -195,6 +205,15 @@ class InputColumns:
 
     def __getitem__(self, key: str) -> dict[str, np.ndarray]:
         return self._reader.sample(key, self._columns) if self._columns else {}
+
+    def skipped(self, shard: int) -> dict[str, str]:
+        """Images of a shard that an input family lacks, with its reason: key -> reason."""
+        return {
+            key: f"{family.stage} skipped it: {reason}"
+            for family in self._families
+            if shard in family.survey.shards
+            for key, reason in family.survey.shards[shard].skipped.items()
+        }
 
 
 _NO_IMAGES = pa.Table.from_pylist([], schema=IMAGES)
@@ -223,11 +242,11 @@ class LocalExecutor:
         cv2.setNumThreads(self._threads[1])
 
     def run(self, tasks: Sequence[ShardTask]) -> Iterator[Outcome]:
-        """Run the tasks in order, each tried at most ATTEMPTS times."""
+        """Run the tasks in order. A worker's death is this process's, and nothing here can tell that it hangs."""
         assert self._worker is not None
         for task in tasks:
-            for attempt in range(1, ATTEMPTS + 1):
-                outcome = self._worker.run(task)
-                if isinstance(outcome, ShardDone) or not outcome.may_pass or attempt == ATTEMPTS:
-                    yield outcome
-                    break
+            attempts = Attempts(task=task)
+            outcome = None
+            while outcome is None:
+                outcome = attempts.after(self._worker.run(attempts.next_task()))
+            yield outcome

@@ -3,11 +3,15 @@
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from weakmcn.cli.main import app, main
+
+from .faults.commands import Commands
+from .faults.sound import make_pair
 
 # Before torch is imported: on small tensors a second thread only waits for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,6 +26,21 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pocket") / "demo"
     app(["demo", "--out", str(out), *DEMO], standalone_mode=False)
     return out
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Commands]:
+    """Runs commands, each in a process of its own with bounded memory and time."""
+    with Commands() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def pair(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sound `data`, `store` and `run` of faults/sound.py, a few kilobytes each. Not to be changed."""
+    folder = tmp_path_factory.mktemp("sound")
+    make_pair(commands, folder)
+    return folder
 
 
 @dataclass

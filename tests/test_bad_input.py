@@ -120,3 +120,42 @@ def test_a_picture_never_takes_the_place_of_its_photograph(run, demo: Path, tmp_
     ended = run("predict", "--run", demo / "run", "--image", photo, "--phrase", "red", "--out", photo)
     assert ended.status == 2
     assert photo.read_bytes() == before
+
+
+def test_an_answer_takes_the_place_of_an_earlier_one_and_of_nothing_else(run, demo: Path, tmp_path: Path) -> None:
+    words = ["predict", "--run", demo / "run", "--image", photo_of_val(demo / "data"), "--out", tmp_path / "a.png"]
+    assert run(*words, "--phrase", "red").status == 0
+    first = (tmp_path / "a.json").read_bytes()
+    assert run(*words, "--phrase", "blue").status == 0
+    assert (tmp_path / "a.json").read_bytes() != first
+    for stranger, phrases in (("a.json", ["red"]), ("a-mask-2.png", ["red", "blue"])):
+        kept = tmp_path / stranger
+        kept.write_text("somebody's")
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        ended = run(*words, *(word for phrase in phrases for word in ("--phrase", phrase)))
+        assert ended.status == 2
+        assert f"{kept} would be written too" in ended.err
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        kept.unlink()
+
+
+def test_an_answer_names_the_checkpoint_it_comes_from(run, demo: Path, tmp_path: Path) -> None:
+    words = ["predict", "--run", demo / "run", "--image", photo_of_val(demo / "data"), "--out", tmp_path / "a.png"]
+    assert run(*words, "--phrase", "red").status == 0
+    told = json.loads((tmp_path / "a.json").read_text())
+    newest = sorted((demo / "run" / "checkpoints").glob("*.safetensors"))[-1]
+    assert told["checkpoint"] == {"file": newest.name, "step": int(newest.stem), "weights": "ema"}
+    (answer,) = told["answers"]
+    assert 0 <= answer["objectness"] <= 1
+    assert "score" not in answer
+
+
+def test_an_answer_from_an_older_checkpoint_says_so(run, demo: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(demo / "run", tmp_path / "run")
+    older, newest = sorted((copy / "checkpoints").glob("*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:1_000])
+    words = ["predict", "--run", copy, "--image", photo_of_val(demo / "data"), "--out", tmp_path / "a.png"]
+    ended = run(*words, "--phrase", "red")
+    assert ended.status == 0
+    assert newest.name in ended.err
+    assert json.loads((tmp_path / "a.json").read_text())["checkpoint"]["file"] == older.name

@@ -16,7 +16,20 @@ from weakmcn.model.config import ModelConfig, TrainConfig
 from weakmcn.shards.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("demo", "pocket", "precompute", "train", "eval", "predict", "store ls", "store verify", "store gc")
+COMMANDS = (
+    "demo",
+    "pocket",
+    "precompute",
+    "train",
+    "eval",
+    "predict",
+    "convert",
+    "doctor",
+    "store ls",
+    "store verify",
+    "store repair",
+    "store gc",
+)
 HEAVY = ("torch", "torchvision", "timm", "ray", "cv2", "segment_anything", "webdataset", "pyarrow", "numpy", "PIL")
 
 PRINT_HELP = f"""

@@ -16,7 +16,7 @@ from weakmcn.model.evaluate import SentenceRecord, evaluate_run
 from weakmcn.model.metrics import box_iou, mask_iou
 from weakmcn.model.run import Run
 from weakmcn.pipeline.images import Photo
-from weakmcn.pipeline.stages import configured
+from weakmcn.pipeline.remembered import configured
 from weakmcn.shards.codec import rle_decode
 from weakmcn.shards.errors import CheckpointError, InputError
 from weakmcn.shards.store import Store
@@ -112,6 +112,7 @@ def test_predict_answers_as_eval_does(demo: Path) -> None:
     assert record.box_photo is not None
     assert record.mask is not None
     assert box_iou(found.box, np.array(record.box_photo)) > 0.999
+    assert found.mask is not None
     assert mask_iou(found.mask, rle_decode(record.mask, *photo.rgb.shape[:2])) > 0.99
 
 
@@ -128,7 +129,7 @@ def test_predict_writes_a_picture_numbers_and_a_mask_for_each_phrase(
     assert second["unknown_words"] == ["blorp"]
     assert "blorp" in capsys.readouterr().err
     assert len(first["box"]) == 4
-    assert 0 <= first["score"] <= 1
+    assert 0 <= first["objectness"] <= 1
     with Image.open(photo) as image, Image.open(tmp_path / first["mask_file"]) as mask:
         assert first["mask"]["size"] == [image.height, image.width]
         inside = rle_decode(first["mask"]["counts"], image.height, image.width)

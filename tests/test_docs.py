@@ -1,14 +1,29 @@
-"""What the documentation tells a reader to run, runs."""
+"""What the documentation tells a reader to run, runs; what it points at is there; what it types exists."""
 
 import re
 import subprocess
 import sys
+from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pytest
+from weakmcn.model.config import PRESETS, ModelConfig, TrainConfig
+from weakmcn.pipeline import config as pipeline_config
 from weakmcn.shards.store import Store
 
-DOCS = Path(__file__).parent.parent / "docs"
+from .pages import PAGES, ROOT, codes, command_of, commands, options, said, shell_lines
+
+DOCS = ROOT / "docs"
+RUN = {("store.md", "webdataset")}
+"""Marked blocks that a test of this module runs. README's Python is run by test_demo.py."""
+FOREIGN = {"--index-url"}
+"""Options of other programs."""
+SETTINGS = {
+    *(f"model.{field.name}" for field in fields(ModelConfig)),
+    *(f"train.{field.name}" for field in fields(TrainConfig)),
+}
 
 
 def program(page: str, name: str) -> str:
@@ -47,3 +62,64 @@ def test_stock_webdataset_opens_every_shard_of_every_family(demo: Path) -> None:
     words = [sys.executable, "-W", "ignore", "-c", code, *shards]
     printed = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
     assert sum(map(int, printed.stdout.split())) == len(store.families) * len(store.keys)
+
+
+def test_every_block_that_is_marked_to_be_run_is_run_here() -> None:
+    marked = {
+        (page.name, name) for page in PAGES for name in re.findall(r"<!-- run: (\S+) -->", page.read_text("utf-8"))
+    }
+    assert marked == RUN
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading, as the pages' hosts make it: lower case, punctuation dropped, blanks to hyphens."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_relative_link_leads_to_a_file_and_a_heading_that_are_there(page: Path) -> None:
+    lost = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        if re.match(r"[a-z]+:", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        headings = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), re.MULTILINE) if target.is_file() else []
+        if not target.exists() or ROOT not in target.parents or (anchor and anchor not in map(slug, headings)):
+            lost.append(link)
+    assert lost == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_that_is_named_exists_with_its_options(page: Path) -> None:
+    text = page.read_text("utf-8")
+    known, unknown = commands(), []
+    for words in [*shell_lines(text), *(words for code in codes(text) for words in said(code))]:
+        name, rest = command_of(words)
+        asked = {word.partition("=")[0] for word in rest if word.startswith("--")}
+        if (words and not name and not words[0].startswith("-")) or not asked <= options(known[name]):
+            unknown.append(" ".join(["weakmcn", *words]))
+        for option, value in pairwise(rest):
+            if option == "--set" and value.partition("=")[0] not in SETTINGS:
+                unknown.append(f"--set {value}")
+            if option == "--preset" and value not in {*PRESETS, *pipeline_config.PRESETS}:
+                unknown.append(f"--preset {value}")
+    assert unknown == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_option_and_setting_that_is_named_alone_exists(page: Path) -> None:
+    every = {option for command in commands().values() for option in options(command)} | FOREIGN
+    words = [code.split() for code in codes(page.read_text("utf-8"))]
+    alone = [first for first, *_ in words if re.fullmatch(r"--[a-z][a-z-]*(=.*)?", first)]
+    assert [option for option in alone if option.partition("=")[0] not in every] == []
+    assigned = re.findall(r"(?<![\w.])((?:model|train)\.\w+)=", page.read_text("utf-8"))
+    assert [name for name in assigned if name not in SETTINGS] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_line_of_a_code_block_is_complete(page: Path) -> None:
+    """As the program itself reads it: nothing that is needed is missing, every choice is one."""
+    for words in shell_lines(page.read_text("utf-8")):
+        name, rest = command_of(words)
+        commands()[name].make_context(f"weakmcn {name}", rest).close()

@@ -30,7 +30,7 @@ VAL = 12
 class Fixed(nn.Module):
     """Answers with one candidate's box and mask, whatever is said; a system of its own, as anyone may add one."""
 
-    def __init__(self, config: ModelConfig, vocabulary_size: int, words: Tensor | None = None) -> None:
+    def __init__(self, config: ModelConfig, vocabulary: object, words: Tensor | None = None) -> None:
         super().__init__()
         self.place = nn.Parameter(torch.zeros(()))
         self.candidate = 0
@@ -192,6 +192,7 @@ def test_a_candidates_box_is_clipped_only_on_request_and_its_size_is_what_the_ph
     candidates = Candidates.of(key_of(0), LETTERBOX, boxes, masks, clip=clip)
     np.testing.assert_allclose(candidates.boxes_photo, [[15, 64, 25, y1_photo], [44, 22, 56, 34]], atol=1e-5)
     np.testing.assert_allclose(candidates.covered, [80, 144], atol=1e-4)
+    assert candidates.masks_photo is not None
     assert candidates.masks_photo.shape == (2, 72, 96)
     assert (candidates.best_scored(), candidates.largest()) == (1, 1)
 

@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
-from weakmcn.pipeline.images import Photo, check_image, read_photo
+from PIL import Image, ImageFile
+from weakmcn.pipeline import images
+from weakmcn.pipeline.images import Photo, check_image, decode, read_photo, read_size
 from weakmcn.shards.errors import ImageError
 
 RED = (200, 10, 30)
@@ -128,6 +130,105 @@ def test_what_is_no_photo_is_called_what_it_is(tmp_path: Path, content: bytes, w
     path = tmp_path / "photo.jpg"
     path.write_bytes(content)
     assert word in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"\0\0\0\x18ftypheic" + bytes(64), "HEIC is not read; store the photo as JPEG or PNG"),
+        (b"\0\0\0\x18ftypavif" + bytes(64), "AVIF is not read"),
+        (b"\xff\x0a" + bytes(64), "JPEG XL is not read"),
+        (b'<?xml version="1.0"?><!-- a --><svg/>', "SVG is not read"),
+        (b"\0\0\0\x18ftypisom" + bytes(64), "not an image (a video)"),
+        (b'{"error": 404}', "not an image (JSON)"),
+    ],
+)
+def test_pictures_of_other_formats_are_called_by_their_name(tmp_path: Path, content: bytes, word: str) -> None:
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(content)
+    assert word in refusal(path)
+
+
+def test_a_flipped_bit_in_a_png_is_found_by_its_checksum(tmp_path: Path) -> None:
+    data = bytearray(encoded(smooth_picture(), "PNG"))
+    data[len(data) // 2] ^= 1
+    path = tmp_path / "photo.png"
+    path.write_bytes(data)
+    assert "fails its checksum" in refusal(path)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP"])
+def test_half_a_picture_is_refused_whatever_another_library_has_switched_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    path = tmp_path / "photo.jpg"
+    whole = encoded(smooth_picture(), kind)
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "cut short" in refusal(path)
+
+
+def test_of_several_frames_the_first_is_taken(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 6), colour) for colour in (RED, (0, 0, 0))]
+    path = tmp_path / "moving"
+    for kind in ("GIF", "PNG"):
+        path.write_bytes(encoded(frames[0], kind, save_all=True, append_images=frames[1:]))
+        np.testing.assert_allclose(read_photo(path), np.broadcast_to(RED, (6, 8, 3)), atol=2)
+
+
+def progressive(scans: int) -> bytes:
+    """A progressive JPEG whose last scan stands there so many times more."""
+    data = encoded(smooth_picture(), "JPEG", progressive=True)
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * scans + data[-2:]
+
+
+def test_a_jpeg_may_ask_for_its_pixels_a_hundred_times_and_no_more(tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    for more in (0, 90):
+        path.write_bytes(progressive(more))
+        assert read_photo(path).shape == (48, 64, 3)
+    path.write_bytes(progressive(91))
+    assert "a JPEG of 101 scans, the limit is 100" in refusal(path)
+
+
+def test_what_follows_a_jpeg_or_lies_in_its_notes_does_not_count_as_scans(tmp_path: Path) -> None:
+    path = tmp_path / "motion.jpg"
+    many = b"\xff\xda\x00\x02" * 1_000
+    picture = encoded(smooth_picture(), "JPEG", comment=many)
+    path.write_bytes(picture + many)
+    np.testing.assert_array_equal(read_photo(path), decode(encoded(smooth_picture(), "JPEG"), path))
+
+
+def test_a_header_tells_the_size_and_nothing_is_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    half = encoded(smooth_picture(48, 64), "JPEG")[:800]
+    assert read_size(half, path, expect=(48, 64)) == (48, 64)
+    with pytest.raises(ImageError, match=r"photo\.jpg: is 64x48"):
+        read_size(half, path, expect=(64, 48))
+    with pytest.raises(ImageError, match="Mpx"):
+        read_size(half, path, max_pixels=48 * 64 - 1)
+    with pytest.raises(ImageError, match="not an image"):
+        read_size(b"hello", path)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_a_damaged_rotation_tag_is_no_reason_and_the_sizes_are(tmp_path: Path) -> None:
+    path = tmp_path / "phone.jpg"
+    path.write_bytes(encoded(smooth_picture(48, 64), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"))
+    assert "is 64x48, the annotations say 48x64; " in refusal(path, expect=(64, 48))
+
+
+def test_large_photos_are_decoded_by_many_threads_and_after_a_bad_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "LARGE_PIXELS", 0)
+    paths = [tmp_path / f"{number}.jpg" for number in range(12)]
+    for number, path in enumerate(paths):
+        data = encoded(smooth_picture(), "JPEG")
+        path.write_bytes(data if number % 3 else data[:500])
+    with ThreadPoolExecutor(4) as pool:
+        faults = list(pool.map(check_image, paths))
+    assert [fault is None for fault in faults] == [bool(number % 3) for number in range(12)]
 
 
 def test_a_pipe_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:

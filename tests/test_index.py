@@ -193,6 +193,57 @@ def test_bad_photos_are_left_out_and_recorded_when_asked_for(store: Path, data: 
     assert places(store)[5] == (2, 0)
 
 
+def test_where_no_photo_can_be_used_leaving_them_out_is_no_way(store: Path, data: Path) -> None:
+    for number in (1, 2, 5, 7, 8):
+        write_photo(data, number).unlink()
+    with pytest.raises(ImageError, match="5 of 5 photos cannot be used"):
+        index(store, data, "train", skip_bad=True)
+    assert not store.exists()
+
+
+def test_without_decoding_headers_sizes_and_bytes_are_checked_all_the_same(store: Path, data: Path) -> None:
+    half = write_photo(data, 7)
+    half.write_bytes(half.read_bytes()[:-8])
+    assert index(store, data, "train", decoded=False).images_new == 5
+    write_photo(data, 8, height=HEIGHT + 1)
+    write_photo(data, 1).write_bytes(b"<html>")
+    with pytest.raises(ImageError) as caught:
+        index(store, data, "train", decoded=False)
+    first, *lines = str(caught.value).splitlines()
+    assert first.startswith("2 of 5 photos")
+    assert "not an image" in lines[0]
+    assert "is 32x25" in lines[1]
+
+
+def test_masks_that_cannot_be_used_are_counted_and_the_first_is_named(store: Path, tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "masks", {"train": [1, 2, 3]})
+    (data / "refcoco" / "refs(unc).p").unlink()
+    (data / "anns").mkdir()
+    entries = [{"iid": n, "bbox": [4, 6, 8, 10], "cat_id": 0, "refs": ["a"], "mask_id": n} for n in (1, 2, 3)]
+    # Of the third, a second object, whose mask is of another size than the first's.
+    entries += [{"iid": 3, "bbox": [0, 0, 8, 10], "cat_id": 0, "refs": ["a"], "mask_id": n} for n in (4, 5)]
+    (data / "anns" / "refcoco.json").write_text(json.dumps({"train": entries}))
+    (data / "masks" / "refcoco").mkdir(parents=True)
+    for number in (1, 2, 3, 4, 5):
+        size = (HEIGHT, WIDTH) if number < 4 else (9, 9)
+        np.save(data / "masks" / "refcoco" / f"{number}.npy", np.ones(size, np.uint8))
+    with pytest.raises(AnnotationError) as caught:
+        index(store, data, "train")
+    assert str(caught.value) == (
+        f"{data}: masks/refcoco/4.npy: a mask of 9x9, its photo is 32x24 (2 such); make the masks again."
+    )
+    assert not store.exists()
+
+
+def test_a_mask_without_a_pixel_is_told(store: Path, data: Path) -> None:
+    path = data / "refcoco" / "instances.json"
+    instances = json.loads(path.read_text())
+    instances["annotations"][0]["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}
+    path.write_text(json.dumps(instances))
+    (warning,) = index(store, data, "train").warnings
+    assert "1 references have a mask without a pixel (first: 3)" in warning
+
+
 def test_a_photo_too_narrow_for_the_canvas_is_found_before_the_work_starts(store: Path, tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "narrow", {"train": [1]})
     entries = {"train": [{"iid": 1, "bbox": [0, 0, 2, 1], "cat_id": 0, "refs": ["a"], "mask_id": 0}]}

@@ -16,11 +16,14 @@ KEYS = [key_of(image) for image in (3, 0, 3)]
 TOKENS = np.array([[5, 0, 0, 0], [3, 4, 0, 0], [6, 0, 0, 0]])
 
 
-@pytest.mark.parametrize(("codec", "dtype"), [("f16", torch.float16), ("bf16", torch.bfloat16), ("u8", torch.float32)])
+@pytest.mark.parametrize(
+    ("codec", "dtype"),
+    [("f16", torch.float16), ("bf16", torch.bfloat16), ("u8", torch.float32), ("f32", torch.float32)],
+)
 def test_a_batch_holds_the_stores_values_in_every_codec(tmp_path: Path, codec: str, dtype: torch.dtype) -> None:
     store = Store.open(make_store(tmp_path / "store", train=4, val=1, codec=codec))
     batch = Loader(store, FIELDS).batch(KEYS, TOKENS)
-    batch.check(TINY, masks=True)
+    batch.check(TINY, FIELDS)
     for field in ("dark_s8", "dark_s16", "dark_s32", "dino", "sam"):
         values = getattr(batch, field)
         assert values.dtype == dtype

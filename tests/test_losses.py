@@ -1,5 +1,6 @@
 """Each loss term against numbers worked by hand, on canvases of a few pixels."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -8,7 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from weakmcn.model.batch import Batch
+from weakmcn.model.config import ModelConfig
 from weakmcn.model.losses import agreement, anchor_contrast, box_bits, mask_bce, projection_loss, unpack_bits
+from weakmcn.model.weakmcn import WeakMCN
 from weakmcn.model.wrec import candidate_boxes, clip_to_photo, position_embedding
 
 
@@ -98,6 +102,9 @@ class TestCandidateBoxes:
         letterbox = torch.tensor([[40, 80, 16, 32, 0, 8]] * 2)
         boxes = torch.tensor([[-3.0, 1, 40, 20], [4, 26, 9, 31]])
         assert clip_to_photo(boxes, letterbox).tolist() == [[0, 8, 32, 20], [4, 24, 9, 24]]
+        # One of 80 x 40 lies upright on it: 16 columns from 8 on, all 32 rows.
+        upright = torch.tensor([[80, 40, 32, 16, 8, 0]] * 2)
+        assert clip_to_photo(boxes, upright).tolist() == [[8, 1, 24, 20], [8, 26, 9, 31]]
 
 
 class TestPositionEmbedding:
@@ -174,3 +181,95 @@ class TestProjectionLoss:
         logits = torch.cat([logits_of(full)] * 2)
         loss = projection_loss(logits, torch.cat([bits_of(full), bits_of([[0, 0], [0, 0]])]))
         assert loss.item() == pytest.approx((0 + 2) / 2, abs=1e-4)
+
+
+class TestTheSumOfAll:
+    """Four samples on a canvas of 64 whose every mask logit is 1 and whose every similarity is 0.
+
+    |   | photo  | lies on           | box, clipped        | its bits | of 4,096 | pseudo mask |
+    | 0 | wide   | rows 16 to 48     | all of the photo    | 33 x 64  | 0.516    | everything  |
+    | 1 | tall   | columns 16 to 48  | all of the photo    | 64 x 33  | 0.516    | nothing     |
+    | 2 | wide   | rows 16 to 48     | its upper 24 rows   | 25 x 64  | 0.391    | left half   |
+    | 3 | square | everything        | collapsed at a corner | none   | 0        | everything  |
+    """
+
+    CONFIG = ModelConfig(
+        side_px=64,
+        candidates=2,
+        max_tokens=2,
+        dark_channels=(2, 2, 2),
+        banks=(),
+        word_dim=2,
+        text_dim=4,
+        wrec_dim=2,
+        wres_dim=2,
+        text_heads=1,
+        text_layers=1,
+        text_ff_dim=2,
+        text_flat_dim=2,
+        attention_heads=1,
+        dropout=0.0,
+        aspp_dilations=(1, 1, 1),
+        warm_epochs=10,
+    )
+    YES, NO = 0.3132617, 1.3132617
+    """log(1 + 1/e) and log(1 + e): what a pixel costs whose logit is 1."""
+    BCE = (YES, NO, (YES + NO) / 2, YES)
+    # sigmoid(1) = 0.7310586, its square 0.5344466. An axis of which n of 64 pixels are box costs
+    # 1 - 2 n 0.7310586 / (64 * 0.5344466 + n): 0.0471373 for 64, 0.2820451 for 33, 0.3825998 for 25 and 1 for none.
+    SCL = (2 * (0.2820451 + 0.0471373) + (0.3825998 + 0.0471373) + 2) / 4
+    DET = math.log(7)
+    """One of 4 best and 3 second-best candidates, all alike."""
+
+    def losses(self, epoch: int, threshold: float = 0.4):
+        torch.manual_seed(0)
+        net = WeakMCN(dataclasses.replace(self.CONFIG, isl_threshold=threshold), 5)
+        with torch.no_grad():
+            for layer, bias in ((net.mask_head.pyramid.project, 1.0), (net.matcher.textual, 0.0)):
+                layer.weight.zero_()
+                assert layer.bias is not None
+                layer.bias.fill_(bias)
+        boxes = torch.tensor([[32.0, 32, 99, 99, 1], [32, 32, 99, 99, 1], [32, 28, 64, 24, 1], [80, 80, 9, 9, 1]])
+        masks = torch.zeros(4, 2, 64, 8, dtype=torch.uint8)
+        masks[0], masks[3], masks[2, ..., :4] = 255, 255, 255
+        wide, tall, square = [50, 100, 32, 64, 0, 16], [100, 50, 64, 32, 16, 0], [80, 80, 64, 64, 0, 0]
+        batch = Batch(
+            dark_s8=torch.randn(4, 2, 8, 8),
+            dark_s16=torch.randn(4, 2, 4, 4),
+            dark_s32=torch.randn(4, 2, 2, 2),
+            cells=torch.tensor([[0, 3]] * 4),
+            boxes=boxes[:, None, None].expand(4, 2, 4, 5),
+            letterbox=torch.tensor([wide, tall, wide, square]),
+            tokens=torch.tensor([[3, 0], [4, 3], [4, 0], [3, 4]]),
+            masks=masks,
+        )
+        return net.losses(batch, epoch, parts=True)
+
+    def test_the_cross_entropies_of_a_batch_are_summed_and_the_projections_averaged(self) -> None:
+        losses = self.losses(epoch=10)
+        assert losses.det.item() == pytest.approx(self.DET, rel=1e-6)
+        assert losses.mask.item() == pytest.approx(sum(self.BCE), rel=1e-6)  # 2.753, four times the mean
+        assert losses.scl.item() == pytest.approx(self.SCL, rel=1e-6)  # 0.772
+        assert losses.total.item() == pytest.approx(self.DET + sum(self.BCE) + self.SCL, rel=1e-6)
+
+    def test_the_contrast_stands_alone_until_the_warm_up_is_over(self) -> None:
+        assert self.losses(epoch=9).total.item() == pytest.approx(self.DET, rel=1e-6)
+
+    @pytest.mark.parametrize(
+        ("epoch", "threshold", "kept"),
+        [
+            (14, 0.4, (1, 1, 1, 1)),
+            (15, 0.4, (1, 1, 0, 0)),
+            (24, 0.4, (1, 1, 0, 0)),
+            (15, 0.3, (1, 1, 1, 0)),
+            (15, 25 / 64, (1, 1, 0, 0)),  # equal is not above
+            (15, 33 / 64, (0, 0, 0, 0)),
+        ],
+    )
+    def test_from_epoch_15_on_disagreeing_samples_are_left_out_and_the_others_weigh_no_more(
+        self, epoch: int, threshold: float, kept: tuple[int, ...]
+    ) -> None:
+        losses = self.losses(epoch, threshold)
+        expected = sum(share * bce for share, bce in zip(kept, self.BCE, strict=True))
+        assert losses.mask.item() == pytest.approx(expected, rel=1e-6)
+        assert losses.scl.item() == pytest.approx(self.SCL, rel=1e-6)  # the gate does not touch it

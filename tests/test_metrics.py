@@ -1,6 +1,7 @@
 """The figures of the tables, on numbers a reader can check by hand."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from weakmcn.model.metrics import box_iou, iou_of_areas, mask_areas, mask_iou, summarise
+from weakmcn.pipeline.segmentation import read_mask
+from weakmcn.shards.geometry import Letterbox
 
 
 @dataclass
@@ -67,6 +70,13 @@ def test_mask_iou_of_empty_masks() -> None:
     assert mask_iou(nothing, something) == pytest.approx(1e-10 / 6)
 
 
+def test_the_constant_that_makes_two_empty_masks_equal_lifts_an_exact_half_above_a_half() -> None:
+    # (1 + 1e-10) / (2 + 1e-10) is 0.5 + 2.5e-11: by the released formula it counts for pr50.
+    half = float(mask_iou(np.array([[1, 0]]), np.array([[1, 1]])))
+    assert half == pytest.approx(0.5 + 2.5e-11, abs=1e-14)
+    assert summarise([Record(0, half)])["pr50"] == 100
+
+
 def test_mask_iou_broadcasts_candidates_against_one_truth() -> None:
     truth = np.array([[1, 1], [0, 0]], bool)
     candidates = np.array([[[1, 1], [0, 0]], [[1, 0], [0, 0]], [[0, 0], [1, 1]]], bool)
@@ -97,6 +107,62 @@ def test_the_summary_of_four_sentences() -> None:
             "sentences": 4,
         }
     )
+
+
+@pytest.mark.parametrize("percent", [50, 60, 70, 80, 90])
+def test_a_mask_counts_for_a_precision_that_it_exceeds(percent: int) -> None:
+    at, above = percent / 100, percent / 100 + 1e-9
+    assert summarise([Record(0, at)])[f"pr{percent}"] == 0
+    assert summarise([Record(0, at), Record(0, above), Record(0, 1)])[f"pr{percent}"] == pytest.approx(200 / 3)
+
+
+@pytest.mark.parametrize(
+    ("box", "mask", "inconsistency"),
+    [
+        (0.5, 0.5, 100),  # the box must exceed a half, the mask must reach it
+        (0.5 + 1e-9, 0.5, 0),
+        (0.5 + 1e-9, 0.5 - 1e-9, 100),
+        (0.5, 0.5 - 1e-9, 0),
+    ],
+)
+def test_box_and_mask_are_inconsistent_where_one_alone_is_right(box: float, mask: float, inconsistency: float) -> None:
+    assert summarise([Record(box, mask)])["inconsistency"] == inconsistency
+
+
+def test_overall_iou_weighs_a_sentence_by_its_pixels() -> None:
+    large, small = Record(0, 0.9, intersection=900, union=1000), Record(0, 0.1, intersection=1, union=10)
+    summary = summarise([large, small])
+    assert summary["res_miou"] == pytest.approx(50)
+    assert summary["res_oiou"] == pytest.approx(100 * 901 / 1010)
+
+
+@pytest.mark.parametrize("tall", [False, True])
+def test_from_the_canvas_to_the_figures_of_a_photo_twice_as_wide_as_high(tall: bool, tmp_path: Path) -> None:
+    # 20 x 40 pixels lie on rows 5 to 15 of a canvas of 20, so a canvas pixel is two of the photo's on either axis.
+    letterbox = Letterbox.fit(*((40, 20) if tall else (20, 40)), side=20)
+    mask_canvas = np.zeros((20, 20), np.uint8)
+    mask_canvas[:10, :10] = 1  # its rows 0 to 5 are padding: 10 x 20 pixels of the photo remain
+    box_canvas = np.array([0, 5, 10, 10], np.float32)
+    truth = np.zeros((20, 40), np.uint8)
+    truth[:, :10] = 1
+    truth[5:, :10] = 2  # a sum over two overlapping polygons: one object all the same
+    np.save(tmp_path / "truth.npy", truth.T if tall else truth)
+
+    box_photo = letterbox.to_photo(box_canvas[[1, 0, 3, 2]] if tall else box_canvas)
+    mask_photo = letterbox.mask_to_photo(mask_canvas.T if tall else mask_canvas)
+    truth_photo = read_mask(tmp_path / "truth.npy", letterbox.height, letterbox.width)
+    intersection, union = mask_areas(mask_photo, truth_photo)
+    assert (intersection, union) == (10 * 10, 20 * 10 + 20 * 10 - 10 * 10)
+    box = box_iou(box_photo, np.array([0, 0, 10, 20] if tall else [0, 0, 20, 10]))
+    assert box == 1
+    half = box_iou(box_photo, np.array([0, 0, 10, 10]))
+    assert half == 0.5
+
+    right = Record(float(box), float(mask_iou(mask_photo, truth_photo)), int(intersection), int(union))
+    wrong = Record(float(half), float(mask_iou(mask_photo, mask_photo)), 200, 200)
+    expected = {"rec_acc50": 50, "res_miou": 100 * (1 / 3 + 1) / 2, "res_oiou": 60, "pr90": 50, "inconsistency": 100}
+    summary = summarise([right, wrong])
+    assert {name: summary[name] for name in expected} == pytest.approx(expected)
 
 
 def test_an_answer_that_is_not_a_number_is_a_miss_and_stays_in_the_denominator() -> None:

@@ -1,12 +1,15 @@
 """Photographs in, columns out: incremental, the same bytes after any interruption, nothing half-done."""
 
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,8 @@ from typer.testing import CliRunner
 from weakmcn.cli.precompute import precompute as precompute_command
 from weakmcn.pipeline.config import PipelineConfig
 from weakmcn.pipeline.precompute import Report, precompute, settings, shards_of
-from weakmcn.pipeline.work import ShardFailed, ShardTask, Worker
+from weakmcn.pipeline.tasks import ShardFailed, ShardTask
+from weakmcn.pipeline.work import Worker
 from weakmcn.shards.errors import (
     CheckpointError,
     ConfigError,
@@ -176,7 +180,7 @@ def test_sam_alone_leaves_masks_stale_until_they_are_renewed(world: World, tmp_p
     assert report.images == {"sam": 10}
     assert any("masks will be stale" in note for note in report.plan.notes)
     opened = Store.open(store)
-    with pytest.raises(StoreError, match=r"made from another sam column.*weakmcn precompute --stages masks"):
+    with pytest.raises(StoreError, match=r"made from another sam column.*weakmcn precompute .* --stages masks$"):
         opened.require(["masks"], opened.keys)
 
     renewed = world.run(store, config=settings(store), stages=["masks"])
@@ -271,11 +275,25 @@ def test_values_that_are_not_finite_are_never_published(world: World, tmp_path: 
     assert not list((tmp_path / "store").glob("dino-*/*.tar"))
 
 
-def test_unfit_weights_end_the_run_and_leave_the_store_as_it_was(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", ["detect", "dino", "sam"])
+def test_unfit_weights_of_any_stage_are_found_before_the_first_one_runs(
+    world: World, tmp_path: Path, stage: str
+) -> None:
+    other = world.config.dino.checkpoint if stage != "dino" else world.config.sam.checkpoint
+    section = replace(getattr(world.config, stage), checkpoint=other)
+    with pytest.raises(CheckpointError, match=r"(sam|dino)\.safetensors: this is .* was asked for: .* keys missing"):
+        world.run(tmp_path / "store", config=replace(world.config, **{stage: section}))
+    assert not list((tmp_path / "store").glob("*/*"))
+    with pytest.raises(CheckpointError, match="was asked for"):
+        world.run(tmp_path / "new", config=replace(world.config, **{stage: section}), dry_run=True)
+
+
+def test_unfit_weights_of_a_stage_that_is_not_asked_for_stop_nothing(world: World, tmp_path: Path) -> None:
     store = world.copy(tmp_path)
-    config = replace(world.config, dino=replace(world.config.dino, checkpoint=world.config.sam.checkpoint))
-    with pytest.raises(CheckpointError, match=r"sam\.safetensors: .* keys missing"):
-        world.run(store, config=config)
+    config = replace(world.config, clip=replace(world.config.clip, checkpoint=world.config.sam.checkpoint))
+    assert world.run(store, config=config).plan.is_done
+    with pytest.raises(CheckpointError, match="was asked for"):
+        world.run(store, config=config, stages=["clip"])
     assert families(store) == families(world.store)
 
 
@@ -311,8 +329,57 @@ def test_a_cluster_without_authentication_is_refused(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    told = StringIO()
     with pytest.raises(InputError, match="RAY_AUTH_MODE=token, or say --insecure-ray"):
-        world.run(tmp_path / "store", executor="ray", address="head:6379")
+        world.run(tmp_path / "store", executor="ray", address="head:6379", console=Console(file=told))
+    assert "starting Ray …" in told.getvalue()
+
+
+def test_the_plan_fits_into_80_characters(world: World, tmp_path: Path) -> None:
+    told = StringIO()
+    world.run(
+        tmp_path / "s", dry_run=True, detector_bn="reestimate", stages=["all"], console=Console(file=told, width=80)
+    )
+    lines = told.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    for stage in ("detect-bn", "detect", "dino", "sam", "masks", "clip"):
+        (row,) = [line for line in lines if line.startswith(f"{stage} ")]
+        assert "not computed yet" in row
+        assert re.search(r" (8|10) +(8|10) .* s$", row)
+
+
+def test_a_folder_of_other_files_is_no_place_for_a_store(world: World, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    before = digests(tmp_path)
+    with pytest.raises(StoreError, match=rf"{tmp_path}: no store, but a folder with other files \(first: thesis.tex\)"):
+        world.run(tmp_path)
+    assert digests(tmp_path) == before
+    (tmp_path / "thesis.tex").unlink()
+    (tmp_path / ".hidden").write_text("")
+    (tmp_path / "lost+found").mkdir()
+    assert world.run(tmp_path, stages=["dino"]).exit_code == 0
+
+
+def test_the_command_that_a_fault_names_mends_it(world: World, tmp_path: Path) -> None:
+    store = tmp_path / "a store"
+    world.run(store, splits=["train"])
+    rows = Store.open(store).references("refcoco").to_pylist()
+    val = [row["key"] for row in rows if row["split"] == "val"]
+
+    def mend(keys: list[str], fault: str, **whose: str) -> list[str]:
+        opened = Store.open(store)
+        with pytest.raises(StoreError, match=fault) as refusal:
+            opened.require(["dino", "masks"], keys, **whose)
+        assert str(refusal.value).count("weakmcn precompute") == 1
+        words = shlex.split(str(refusal.value).partition("renew: weakmcn precompute ")[2])
+        assert command(*words, "--executor", "local")[0] == 0
+        Store.open(store).require(["dino", "masks"], keys)
+        return words
+
+    words = mend(val, "2 of 2 images are not in it", dataset="refcoco", split="val")
+    assert words[-1] == "detect,dino,sam,masks"  # what masks are made from has no image of this split either
+    (store / families(store)["dino"] / "000001.json").unlink()
+    assert mend(Store.open(store).keys, "4 of 10 images are not in it")[-1] == "dino"
 
 
 def command(*words: object) -> tuple[int, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from weakmcn.pipeline.executor import RayExecutor
+from weakmcn.pipeline.health import ray_fault
 from weakmcn.pipeline.precompute import precompute
 from weakmcn.shards.errors import InputError
 
@@ -46,6 +47,7 @@ def run(root: Path, store: str, executor: str) -> dict[str, str]:
         data=root / "data",
         dataset="refcoco",
         splits=["train", "val"],
+        detector_bn="reestimate",
         executor=executor,
         console=Console(quiet=True),
     )
@@ -102,3 +104,7 @@ def ancestors(pid: int) -> set[int]:
 def test_more_workers_than_cores_are_refused_instead_of_awaited() -> None:
     with pytest.raises(InputError, match=f"--workers {CORES + 1}: the Ray cluster has {CORES} cores"):
         RayExecutor(workers=CORES + 1).__enter__()
+
+
+def test_the_doctor_finds_that_ray_starts() -> None:
+    assert ray_fault() is None

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,36 @@ def test_a_long_list_shared_by_many_references_does_not_fill_the_memory(tmp_path
     write_unc(tmp_path, [dict(shared, ref_id=number) for number in range(1_001)])
     assert (tmp_path / "refcoco" / "refs(unc).p").stat().st_size < 150_000
     assert "more than 1,000,000 sentences" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_tuple_in_place_of_a_list_is_read(tmp_path: Path, protocol: int) -> None:
+    refs = [reference(number, 50, 7, "train", ["left", "it"], 2 * number) for number in range(3)]
+    write_unc(tmp_path, [dict(ref, sentences=tuple(ref["sentences"])) for ref in refs], protocol=protocol)
+    assert [one.sentences for one in load_references(tmp_path, "refcoco")] == [("left", "it")] * 3
+
+
+def test_a_tuple_that_stands_in_several_places_is_refused(tmp_path: Path) -> None:
+    """Nested, 2^n of them: as the key of a dict they would be hashed one by one."""
+    nested: tuple[Any, ...] = ("a",)
+    for _ in range(60):
+        nested = (nested, nested)
+    for protocol in range(6):
+        write_unc(tmp_path, [{"ref_id": nested}], protocol=protocol)
+        assert "a tuple that stands in several places" in refused(tmp_path)
+
+
+def test_a_hidden_tuple_is_refused_too(tmp_path: Path) -> None:
+    """Something else pushed and taken away between the tuple and its memo entry."""
+    path = write_unc(tmp_path)
+    path.write_bytes(b"\x80\x02N\x85N0q\x00h\x00h\x00\x86.")
+    assert "a memo entry behind POP" in refused(tmp_path)
+
+
+def test_integers_whose_hashes_agree_are_few(tmp_path: Path) -> None:
+    modulus = sys.hash_info.modulus
+    write_unc(tmp_path, [{n * modulus: None for n in range(1, 1_002)}])
+    assert "too many lists or numbers" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("value", [{}, [], "refs", 5, None, [[]], [None], [{"ref_id": 1}]], ids=repr)

@@ -1,14 +1,16 @@
 """The order of training: a pure function of (seed, epoch), every batch full, no image twice in one."""
 
+import re
 from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from weakmcn.model.sampler import epoch_batches, steps_per_epoch, strangers
+from weakmcn.model.sampler import check_ranks, epoch_batches, order_digest, share_of, steps_per_epoch, strangers
 from weakmcn.shards.errors import ConfigError
 
+WORLDS = (1, 2, 4, 8)
 IMAGES = st.lists(st.integers(0, 12), min_size=1, max_size=60)
 
 
@@ -64,6 +66,52 @@ def test_the_same_seed_and_epoch_give_the_same_order_and_another_gives_another()
     assert order(3, 4) == order(3, 4)
     assert order(3, 4) != order(3, 5)
     assert order(3, 4) != order(4, 4)
+
+
+@given(
+    st.lists(st.integers(0, 40), min_size=30, max_size=120),
+    st.sampled_from((8, 16)),
+    st.integers(0, 2**32),
+    st.data(),
+)
+def test_the_order_is_the_same_for_any_number_of_ranks_and_from_any_batch_on(
+    images: list[int], batch: int, seed: int, data: st.DataObject
+) -> None:
+    """Ranks and the place where a run goes on may change as often as they like."""
+    assume(len(set(images)) >= batch)
+    whole = epoch_batches(images, [[0, 1]] * len(images), seed=seed, epoch=3, batch=batch)
+    seen, begin = [], 0
+    while begin < len(whole):
+        end = data.draw(st.integers(begin + 1, len(whole)), label="interrupted after")
+        world = data.draw(st.sampled_from(WORLDS), label="ranks")
+        # Every rank finds the order by itself, and takes its part of what is left.
+        orders = [epoch_batches(images, [[0, 1]] * len(images), seed=seed, epoch=3, batch=batch) for _ in range(world)]
+        parts = [[share_of(each, rank, world) for each in order[begin:end]] for rank, order in enumerate(orders)]
+        assert {len(steps) for steps in parts} == {end - begin}, "every rank takes as many steps"
+        assert {len(draws) for steps in parts for draws in steps} == {batch // world}, "and equally large ones"
+        seen += [[draw for part in step for draw in part] for step in zip(*parts, strict=True)]
+        begin = end
+    assert order_digest(seen) == order_digest(whole)
+
+
+def test_the_digest_of_an_order_tells_apart_what_differs() -> None:
+    orders = [[[(0, 0), (1, 0)]], [[(1, 0), (0, 0)]], [[(0, 0)], [(1, 0)]], [[(0, 1), (1, 0)]], [[(0, 0), (1, 0)], []]]
+    assert len({order_digest(order) for order in orders}) == len(orders)
+
+
+@given(st.integers(2, 200), st.integers(1, 40), st.booleans())
+def test_a_batch_is_shared_equally_or_refused_with_numbers_that_would_do(batch: int, ranks: int, own: bool) -> None:
+    if batch % ranks == 0 and batch // ranks >= (2 if own else 1):
+        return check_ranks(batch, ranks, own_negatives=own)
+    with pytest.raises(ConfigError) as refused:
+        check_ranks(batch, ranks, own_negatives=own)
+    found = re.fullmatch(
+        rf"batch={batch} for {ranks} ranks .*; train on (\d+) \(--devices \1\), or --set train.batch=(\d+)\.",
+        str(refused.value),
+    )
+    assert found
+    check_ranks(batch, int(found[1]), own_negatives=own)
+    check_ranks(int(found[2]), ranks, own_negatives=own)
 
 
 def test_a_sentence_is_drawn_uniformly_from_those_allowed() -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from weakmcn.pipeline.references import Reference, box_fault
@@ -86,6 +87,20 @@ def test_every_form_of_a_mask_gives_the_same_run_lengths() -> None:
     ):
         assert segmentation_fault(form, 10, 12) is None
         assert run_lengths(as_reference(form, 10, 12)) == rle_encode(square)
+
+
+@pytest.mark.timeout(20)
+def test_run_lengths_are_ascii_and_end() -> None:
+    """Five question marks cover 105 pixels, and é is none; a number that never ends would take minutes to read."""
+    assert segmentation_fault({"size": [15, 7], "counts": "?" * 5}, 15, 7) is None
+    for counts in ("é" * 5, "o" * 3_000_000):
+        assert "do not cover" in (segmentation_fault({"size": [15, 7], "counts": counts}, 15, 7) or "")
+
+
+def test_outlines_of_one_mask_count_together() -> None:
+    around = [0, 0, 12, 0, 12, 10, 0, 10] * 300
+    assert segmentation_fault([around], 10, 12) is None
+    assert "longer than 100,000 px" in (segmentation_fault([around] * 20, 10, 12) or "")
 
 
 def test_an_endless_outline_is_refused() -> None:

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 from weakmcn.pipeline.config import PipelineConfig, preset
 from weakmcn.pipeline.estimate import bytes_an_image, in_bytes, in_words, seconds_an_image
+from weakmcn.pipeline.remembered import config_of, configured
 from weakmcn.pipeline.stages import (
     STAGES,
     anchored,
     chosen_stages,
-    config_of,
-    configured,
     differences,
     recipes,
     recorded,
@@ -147,8 +146,10 @@ def test_the_published_sizes_are_estimated_to_the_percent() -> None:
     config = preset("refcoco")
     maps = sum(bytes_an_image(stage_named(name), config) for name in ("detect", "dino", "sam"))
     assert maps == pytest.approx(1_903_616 * 2, rel=0.01)
-    halved = replace(config, codec="u8")
-    assert sum(bytes_an_image(stage_named(name), halved) for name in ("detect", "dino", "sam")) < 0.52 * maps
+    for codec, share in (("bf16", 1.0), ("u8", 0.516), ("f32", 2.0)):
+        other = replace(config, codec=codec)
+        bytes_then = sum(bytes_an_image(stage_named(name), other) for name in ("detect", "dino", "sam"))
+        assert bytes_then / maps == pytest.approx(share, rel=0.01)
 
 
 def test_the_published_networks_are_estimated_within_a_factor_of_two() -> None:

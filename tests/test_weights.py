@@ -14,16 +14,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from weakmcn.pipeline.config import PRESETS, preset
+from weakmcn.pipeline.config import PRESETS, PipelineConfig, preset
 from weakmcn.pipeline.encoders import weights
-from weakmcn.pipeline.encoders.dino import build_dino
+from weakmcn.pipeline.encoders.clip import build_clip
+from weakmcn.pipeline.encoders.dino import build_backbone, build_dino
 from weakmcn.pipeline.encoders.efficient_sam import EfficientSam
 from weakmcn.pipeline.encoders.identify import identify
 from weakmcn.pipeline.encoders.published import PUBLISHED, verify
 from weakmcn.pipeline.encoders.sam import build_sam
-from weakmcn.pipeline.encoders.weights import frozen, load_state, load_strict, resolve
+from weakmcn.pipeline.encoders.weights import examine, frozen, load_state, load_strict, resolve, resolve_all
 from weakmcn.pipeline.encoders.yolov3 import YOLOv3
 from weakmcn.shards.errors import CheckpointError
+
+from .tiny import write_data
 
 STATE = {"a.weight": torch.arange(3000.0), "a.bias": torch.ones(2, 3)}
 
@@ -278,3 +281,120 @@ def test_every_file_a_preset_asks_for_is_in_the_table_and_an_absent_one_names_it
                     CheckpointError, match=re.escape(f"no such checkpoint; put the file there (from {entry.page})")
                 ):
                     resolve(f"nowhere/{entry.file}")
+
+
+def test_weights_that_are_missing_are_told_all_at_once_with_their_pages() -> None:
+    config = PRESETS["refcoco"]
+    names = [f"nowhere/{Path(section.checkpoint).name}" for section in (config.detect, config.dino, config.sam)]
+    with pytest.raises(CheckpointError) as caught:
+        resolve_all([*names, "pocket:detect", names[0]])
+    message = str(caught.value)
+    assert message.startswith("3 checkpoints are missing: nowhere/yolov3_coco.pth (from https://")
+    assert all(f"{name} (from {PUBLISHED[Path(name).name].page})" in message for name in names)
+    assert "\n" not in message
+
+
+def networks_of(config: PipelineConfig) -> dict[str, Callable[[], nn.Module]]:
+    """Checkpoint -> its network, of every stage of a preset."""
+    sam = config.sam
+    return {
+        config.detect.checkpoint: lambda: YOLOv3(config.detect.width, config.detect.classes),
+        config.dino.checkpoint: lambda: build_backbone(config.dino),
+        sam.checkpoint: lambda: EfficientSam(sam) if sam.family == "efficient_sam" else build_sam(sam),
+        config.clip.checkpoint: lambda: build_clip(config.clip),
+    }
+
+
+def test_every_published_file_says_what_the_network_in_it_is_called() -> None:
+    builders = {Path(name).name: build for each in PRESETS.values() for name, build in networks_of(each).items()}
+    asked = {file: identify(in_meta(build)) for file, build in builders.items() if file in PUBLISHED}
+    others = {"dinov2_vits14_pretrain.pth": "DINOv2 S", "dinov2_vitl14_pretrain.pth": "DINOv2 L"}  # of no preset
+    assert {file: entry.kind for file, entry in PUBLISHED.items()} == asked | others
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_file_is_looked_at_without_its_numbers_being_loaded(container: str, mapped: bool, tmp_path: Path) -> None:
+    path = tmp_path / "weights.bin"
+    path.write_bytes(CONTAINERS[container](tmp_path))
+    shapes = {key: value.shape for key, value in load_state(path, mapped=mapped).items()}
+    assert shapes == {key: value.shape for key, value in STATE.items()}
+
+
+def thin_yolo(path: Path, *, classes: int) -> Path:
+    """The detector's file with one number a tensor: keys and shapes are all that is asked for."""
+    shapes = {key: value.shape for key, value in in_meta(lambda: YOLOv3(classes=classes)).items()}
+    torch.save({key: torch.zeros(()).expand(shape) for key, shape in shapes.items()}, path)
+    return path
+
+
+def test_a_file_without_published_digest_is_told_by_the_network_in_it(tmp_path: Path) -> None:
+    seen = examine(thin_yolo(tmp_path / "yolov3_coco.pth", classes=80))
+    assert (seen.state, seen.detail) == ("found", "YOLOv3 (80 classes); no digest is published")
+    seen = examine(thin_yolo(tmp_path / "yolov3_coco.pth", classes=100))
+    assert (seen.state, seen.detail) == ("differs", "this is YOLOv3 (100 classes); YOLOv3 (80 classes) was asked for")
+    seen = examine(thin_yolo(tmp_path / "mine.pth", classes=100))
+    assert (seen.state, seen.detail) == ("found", "YOLOv3 (100 classes)")
+
+
+def test_a_file_of_another_size_or_digest_is_told_to_be_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = {key: torch.zeros(1).expand(value.shape) for key, value in in_meta(NETWORKS["sam_vit_l"]).items()}
+    path = tmp_path / "sam_vit_b_01ec64.pth"
+    torch.save(large, path)
+    seen = examine(path)
+    assert (seen.state, seen.detail) == ("differs", "this is sam_vit_l; sam_vit_b was asked for")
+
+    monkeypatch.setitem(PUBLISHED, path.name, replace(PUBLISHED[path.name], kind="sam_vit_l"))
+    assert re.fullmatch(r"sam_vit_l; [\d,]+ bytes, published are 375,042,383", examine(path).detail)
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    monkeypatch.setitem(PUBLISHED, path.name, replace(PUBLISHED[path.name], bytes=len(content), sha256=digest))
+    assert (examine(path).state, examine(path).detail) == ("verified", f"SHA-256 {digest[:12]}")
+    path.write_bytes(content[:-1000] + bytes(1000))
+    assert (examine(path).state, examine(path).detail[:7]) == ("differs", "damaged")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_looking_at_a_file_runs_no_code_in_it(legacy: bool, tmp_path: Path) -> None:
+    path = tmp_path / "sam_vit_h_4b8939.pth"
+    path.write_bytes(torch_bytes({"a": Payload(tmp_path / "ran")}, legacy=legacy))
+    seen = examine(path)
+    assert seen.state == "differs"
+    assert seen.detail.startswith("refused, it asks for posix.mkdir")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"<!DOCTYPE html><html>quota exceeded</html>", "is a web page, not weights"),
+        (torch_bytes(STATE)[:2000], "damaged or partial download"),
+        (torch_bytes({"module_list.0.conv.weight": torch.ones(8, 3, 3, 3)}), "this is YOLOv3 of width 8, cut short; "),
+        ("payload", "refused, it asks for posix.mkdir"),
+        ("old payload", "refused, it asks for posix.mkdir"),
+    ],
+    ids=["web page", "cut", "other network", "code", "code, old format"],
+)
+def test_precompute_refuses_a_bad_checkpoint_before_a_shard_is_made_and_runs_no_code(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | str, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_data(Path("data"), images=2, val=1)
+    if isinstance(content, str):
+        content = torch_bytes({"a": Payload(tmp_path / "ran")}, legacy=content == "old payload")
+    Path("bad.pth").write_bytes(content)
+    words = ["--data", "data", "--dataset", "refcoco", "--store", "store", "--executor", "local"]
+    ended = run("precompute", *words, "--checkpoint", "detect=bad.pth")
+    assert ended.status == 2
+    assert ended.err.splitlines()[-1].startswith(f"weakmcn: bad.pth: {says}")
+    assert "Traceback" not in ended.err
+    assert list(Path("store").rglob("*.tar")) == []
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "yolov3_coco.pth"
+    path.symlink_to("/proc/self/mem")  # a plain file whose first byte no process can read
+    assert (examine(path).state, examine(path).detail) == ("differs", "Input/output error")

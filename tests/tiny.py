@@ -6,6 +6,7 @@ last batch of every shard is padded.
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,14 +82,21 @@ def write_weights(folder: Path, *, seed: int = 0) -> PipelineConfig:
     return config
 
 
-def write_data(root: Path, *, images: int = IMAGES, val: int = 2) -> Path:
+def small_size(number: int) -> tuple[int, int]:
+    """Rows and columns of photograph `number`."""
+    return 40 + 3 * (number % 30), 60 + 5 * (number % 4)
+
+
+def write_data(
+    root: Path, *, images: int = IMAGES, val: int = 2, size: Callable[[int], tuple[int, int]] = small_size
+) -> Path:
     """RefCOCO in UNC layout with one reference a photograph, the last `val` of them in split val; `root`."""
     (root / "refcoco").mkdir(parents=True)
     (root / "images" / "train2014").mkdir(parents=True)
     instances = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "thing", "supercategory": "thing"}]}
     refs = []
     for number in range(1, images + 1):
-        height, width = 40 + 3 * (number % 30), 60 + 5 * (number % 4)
+        height, width = size(number)
         write_photo(photo(root, number), height, width, seed=number)
         instances["images"].append(
             {"id": number, "file_name": photo(root, number).name, "height": height, "width": width}

@@ -38,6 +38,18 @@ _TRANSFORMERS = (
     (r"^layernorm\.", "norm."),
 )
 """From transformers' names for DINOv2 (4.x, and 5.x with its q_proj, o_proj) to Meta's, step by step."""
+_TRANSFORMERS_V3 = (
+    (r"^embeddings\.patch_embeddings\.", "patch_embed.proj."),
+    (r"^embeddings\.register_tokens$", "storage_tokens"),
+    (r"^embeddings\.", ""),
+    (r"^(?:model\.)?layer\.", "blocks."),
+    (r"\.attention\.o_proj\.", ".attn.proj."),
+    (r"\.attention\.", ".attn."),
+    (r"\.layer_scale(\d)\.lambda1$", r".ls\1.gamma"),
+    (r"\.mlp\.up_proj\.", ".mlp.fc1."),
+    (r"\.mlp\.down_proj\.", ".mlp.fc2."),
+)
+"""The same for DINOv3."""
 _TRIPLES = (("query", "key", "value"), ("q_proj", "k_proj", "v_proj"))
 
 
@@ -72,8 +84,8 @@ def patch_tokens(net: Backbone, x: Tensor) -> Tensor:
 def timm_state(state: dict[str, Tensor], net: Backbone, resampling: str) -> dict[str, Tensor]:
     """A published DINO state dict in the keys of `net`, its position table on the grid of `net`.
 
-    Understood are timm's own names, Meta's (DINOv2, DINOv3) and transformers' (DINOv2). What is not understood is
-    passed on, for the strict loader to name.
+    Understood are timm's own names, Meta's and transformers'. What is not understood is passed on, for the strict
+    loader to name.
     """
     if "embeddings.cls_token" in state:
         state = _from_transformers(state)
@@ -87,6 +99,8 @@ def timm_state(state: dict[str, Tensor], net: Backbone, resampling: str) -> dict
         state["reg_token"] = state.pop("register_tokens")
         state["cls_token"] = state["cls_token"] + table[:, :1]
         table = table[:, 1:]
+    if net.num_prefix_tokens > 1:
+        resampling = "antialias"  # networks with registers have had this one recipe from the first
     prefixes = 0 if net.no_embed_class else net.num_prefix_tokens
     return state | {"pos_embed": position_table(table, prefixes, net.patch_embed.grid_size[0], resampling)}
 
@@ -96,7 +110,7 @@ def position_table(table: Tensor, prefixes: int, grid: int, resampling: str = "m
 
     "meta" is the recipe of DINOv2's release, and of transformers up to 4.47: bicubic with the scale (grid + 0.1) / n,
     which shifts every sample a little. The paper's features were made with it (method section 6, quirk 13). "size" is
-    that of later transformers: bicubic to exactly `grid`.
+    that of later transformers: bicubic to exactly `grid`; "antialias" is the same with a filter as wide as the step.
     """
     side = math.isqrt(table.shape[1] - prefixes)
     if side == grid or side * side != table.shape[1] - prefixes:
@@ -104,14 +118,18 @@ def position_table(table: Tensor, prefixes: int, grid: int, resampling: str = "m
     square = table[:, prefixes:].transpose(1, 2).unflatten(2, (side, side)).float()
     bicubic = partial(F.interpolate, square, mode="bicubic", align_corners=False)
     scale = (grid + 0.1) / side
-    moved = bicubic(scale_factor=(scale, scale)) if resampling == "meta" else bicubic(size=(grid, grid))
+    if resampling == "meta":
+        moved = bicubic(scale_factor=(scale, scale))
+    else:
+        moved = bicubic(size=(grid, grid), antialias=resampling == "antialias")
     return torch.cat([table[:, :prefixes], moved.flatten(2).transpose(1, 2)], dim=1)
 
 
 def _from_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    patterns = _TRANSFORMERS if "embeddings.position_embeddings" in state else _TRANSFORMERS_V3
     named = {}
     for key, value in state.items():
-        for pattern, replacement in _TRANSFORMERS:
+        for pattern, replacement in patterns:
             key = re.sub(pattern, replacement, key)
         named[key] = value
     for first in [key for key in named if re.search(r"\.attn\.(query|q_proj)\.", key)]:
@@ -126,7 +144,7 @@ def _from_dinov3(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Meta's DINOv3 in timm's names. timm has no bias on queries, keys and values: those published are zero."""
     kept = {}
     for key, value in state.items():
-        zero_bias = key.endswith(".attn.qkv.bias") and not value.any()
+        zero_bias = re.search(r"\.attn\.(qkv|[qkv]_proj)\.bias$", key) and not value.any()
         if zero_bias or key.endswith((".bias_mask", "rope_embed.periods")):
             continue
         key = re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", key)

@@ -29,6 +29,8 @@ class Published:
     """The stage that uses it."""
     page: str
     """The project's page that leads to it."""
+    kind: str
+    """What `identify` calls the network in it."""
     layout: str
     """How its tensors are kept."""
     licence: str
@@ -41,6 +43,7 @@ _TABLE = (
     Published(
         file="yolov3_coco.pth",
         stage="detect",
+        kind="YOLOv3 (80 classes)",
         page="https://github.com/MRUIL/WeakMCN (README: Google Drive)",
         layout="bare state dict, module_list.*",
         licence="none stated",
@@ -48,6 +51,7 @@ _TABLE = (
     Published(
         file="dinov2_vits14_pretrain.pth",
         stage="dino",
+        kind="DINOv2 S",
         page=_DINO_PAGE,
         layout=_DINO_LAYOUT,
         licence="Apache-2.0",
@@ -57,6 +61,7 @@ _TABLE = (
     Published(
         file="dinov2_vitb14_pretrain.pth",
         stage="dino",
+        kind="DINOv2 B",
         page=_DINO_PAGE,
         layout=_DINO_LAYOUT,
         licence="Apache-2.0",
@@ -65,6 +70,7 @@ _TABLE = (
     Published(
         file="dinov2_vitl14_pretrain.pth",
         stage="dino",
+        kind="DINOv2 L",
         page=_DINO_PAGE,
         layout=_DINO_LAYOUT,
         licence="Apache-2.0",
@@ -74,6 +80,7 @@ _TABLE = (
     Published(
         file="dinov3_vit_b16.safetensors",
         stage="dino",
+        kind="DINOv3 B",
         page="https://huggingface.co/timm/vit_base_patch16_dinov3.lvd1689m (model.safetensors, renamed)",
         layout="safetensors, timm's names",
         licence="DINOv3 License",
@@ -81,6 +88,7 @@ _TABLE = (
     Published(
         file="efficient_sam_vitt.pt",
         stage="sam",
+        kind="EfficientSAM-Ti",
         page=_EFFICIENT_PAGE,
         layout='{"model": state dict}',
         licence="Apache-2.0",
@@ -89,6 +97,7 @@ _TABLE = (
     Published(
         file="efficient_sam_vits.pt.zip",
         stage="sam",
+        kind="EfficientSAM-S",
         page=_EFFICIENT_PAGE,
         layout='zip of a .pt, {"model": state dict}',
         licence="Apache-2.0",
@@ -97,6 +106,7 @@ _TABLE = (
     Published(
         file="sam_vit_b_01ec64.pth",
         stage="sam",
+        kind="sam_vit_b",
         page=_SAM_PAGE,
         layout=_SAM_LAYOUT,
         licence="Apache-2.0",
@@ -106,6 +116,7 @@ _TABLE = (
     Published(
         file="sam_vit_l_0b3195.pth",
         stage="sam",
+        kind="sam_vit_l",
         page=_SAM_PAGE,
         layout=_SAM_LAYOUT,
         licence="Apache-2.0",
@@ -114,6 +125,7 @@ _TABLE = (
     Published(
         file="sam_vit_h_4b8939.pth",
         stage="sam",
+        kind="sam_vit_h",
         page=_SAM_PAGE,
         layout=_SAM_LAYOUT,
         licence="Apache-2.0",
@@ -123,6 +135,7 @@ _TABLE = (
     Published(
         file="clip_vit_b16.safetensors",
         stage="clip",
+        kind="a CLIP image tower (width 768, depth 12, patch 16, head of 512)",
         page="https://huggingface.co/timm/vit_base_patch16_clip_224.openai (model.safetensors, renamed)",
         layout="safetensors, timm's names",
         licence="Apache-2.0",
@@ -141,21 +154,22 @@ class Verification:
     state: State
     """missing; found (nothing published to compare with); verified; differs."""
     published: Published | None
+    """The entry of its name, or whose bytes it has; its `page` is where to get the file."""
     detail: str
-    """One line: what was compared, or where to get the file."""
+    """What was compared, or what is wrong, in a few words."""
 
 
 def verify(path: Path) -> Verification:
     """Compare a file with the published one of its name; reads all of it where a digest is known."""
     entry = PUBLISHED.get(path.name)
     if not path.is_file():
-        where = f"get it from {entry.page}" if entry else "no published file has that name"
-        return Verification(path=path, state="missing", published=entry, detail=where)
+        detail = "not there" if entry else "not there, and no published file has that name"
+        return Verification(path=path, state="missing", published=entry, detail=detail)
     if entry is None:
         return _unnamed(path)
     size = path.stat().st_size
     if entry.bytes is not None and size != entry.bytes:
-        detail = f"{size:,} bytes, published are {entry.bytes:,}; get it from {entry.page}"
+        detail = f"{size:,} bytes, published are {entry.bytes:,}"
         return Verification(path=path, state="differs", published=entry, detail=detail)
     for name, published, hasher in (
         ("SHA-256", entry.sha256, hashlib.sha256()),
@@ -166,9 +180,9 @@ def verify(path: Path) -> Verification:
         own = _digest(path, hasher)
         if own == published:
             return Verification(path=path, state="verified", published=entry, detail=f"{name} {own[:12]}")
-        detail = f"{name} {own[:12]}, published is {published[:12]}; get it from {entry.page}"
+        detail = f"{name} {own[:12]}, published is {published[:12]}"
         return Verification(path=path, state="differs", published=entry, detail=detail)
-    return Verification(path=path, state="found", published=entry, detail="no digest of it is published")
+    return Verification(path=path, state="found", published=entry, detail="no digest is published")
 
 
 def _unnamed(path: Path) -> Verification:
@@ -177,7 +191,7 @@ def _unnamed(path: Path) -> Verification:
     for entry in PUBLISHED.values():
         if entry.sha256 == own:
             return Verification(path=path, state="verified", published=entry, detail=f"is {entry.file}, renamed")
-    return Verification(path=path, state="found", published=None, detail=f"not in the table; SHA-256 {own[:12]}")
+    return Verification(path=path, state="found", published=None, detail=f"SHA-256 {own[:12]}")
 
 
 def _git_blob(size: int) -> "hashlib._Hash":

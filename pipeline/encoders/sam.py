@@ -18,6 +18,7 @@ from ...shards.codec import pack_masks
 from ..config import PipelineConfig, SamConfig
 from ..images import Photo
 from .efficient_sam import EfficientSamModel, VitNorm
+from .sam_attention import RelativeAttention
 from .weights import frozen
 from .yolov3 import prompt_boxes
 
@@ -25,7 +26,7 @@ from .yolov3 import prompt_boxes
 def build_sam(config: SamConfig) -> Sam:
     """The published architecture at the sizes of `config`; keys and shapes of ViT-B, L and H are the official ones."""
     grid = config.image_px // config.patch_px
-    return Sam(
+    sam = Sam(
         image_encoder=ImageEncoderViT(
             img_size=config.image_px,
             patch_size=config.patch_px,
@@ -59,6 +60,9 @@ def build_sam(config: SamConfig) -> Sam:
             iou_head_hidden_dim=config.channels,
         ),
     )
+    for block in sam.image_encoder.blocks:
+        block.attn = RelativeAttention(block.attn)  # type: ignore[arg-type]
+    return sam
 
 
 class SamModel:

@@ -11,6 +11,7 @@ Per image, with S the canvas side, N = (S/32)^2 cells, A = 4 anchors a cell, K c
 """
 
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -74,7 +75,10 @@ class Pyramid(nn.Module):
 
 
 class FeatureAdaption(nn.Module):
-    """Deformable 3x3 convolution whose offsets follow the guided anchor sizes (Wang et al. 2019)."""
+    """Deformable 3x3 convolution whose offsets follow the guided anchor sizes (Wang et al. 2019).
+
+    torchvision's operator takes a batch of any size (quirk 30).
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -198,7 +202,7 @@ class YOLOv3(nn.Module):
 
 
 def candidate_cells(objectness: Tensor, keep: int) -> Tensor:
-    """The `keep` cells of largest mean objectness, in raster order: [B, keep] (method section 7).
+    """The `keep` cells of largest mean objectness, in raster order (quirk 6): [B, keep] (method section 7).
 
     objectness: [B, N, A], in 0..1.
     """
@@ -239,18 +243,22 @@ class DetectEncoder:
 
     def __init__(self, config: PipelineConfig, device: str) -> None:
         self.batch = config.detect.batch
+        self.device = device
         self._keep = config.detect.keep
-        self._device = device
         net = YOLOv3(config.detect.width, config.detect.classes, config.side_px)
-        self._net = frozen(net, config.detect.checkpoint, device, prefix="visual_encoder.")
+        self.net = frozen(net, config.detect.checkpoint, device, prefix="visual_encoder.")
+        if config.detect.statistics is not None:
+            from .reestimate import load_statistics
+
+            load_statistics(self.net, Path(config.detect.statistics_file))
 
     @torch.inference_mode()
     def encode(self, photos: list[Photo], inputs: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
         """Fields s8, s16, s32, cells, boxes, classes, colours of each photo. `inputs` is not read."""
         del inputs
-        net = self._net
+        net = self.net
         canvases = np.stack([photo.letterbox.image(photo.rgb) for photo in photos])
-        maps = net.features(normalised(canvases, self._device))
+        maps = net.features(normalised(canvases, self.device))
         grid = net.grid(maps[32])
         cells = candidate_cells(grid[..., 4], self._keep)
         kept = grid.gather(1, cells[..., None, None].expand(-1, -1, *grid.shape[2:]))  # [B, K, A, 5 + classes]

@@ -31,7 +31,9 @@ import numpy as np
 
 from ...shards.atomic import finished_file, write_json
 from ...shards.errors import InputError
+from ...shards.records import read_json
 from ..progress import Progress
+from ..sources import clip
 from .coco import annotation_record, category_records, image_name, image_record, reference_record
 from .expressions import Flavour, describe
 from .painting import pick
@@ -103,14 +105,14 @@ def _finished_flavours(root: Path, asked: dict[str, int]) -> dict[str, dict[str,
         raise InputError(f"{root} is a file; name a new folder for the pocket data set.")
     for name in (MARKER, _STARTED):
         try:
-            found = json.loads((root / name).read_text("utf-8"))
-            flavours = found.pop("flavours", {})
+            found = read_json(root / name)
+            flavours = dict(found.pop("flavours", {}))
         except FileNotFoundError:
             continue
-        except (ValueError, AttributeError):
+        except (ValueError, TypeError, AttributeError):
             raise InputError(f"{root / name} is damaged; remove the folder {root} or name a new one.") from None
         if found != asked:
-            settings = ", ".join(f"{key} {value}" for key, value in found.items())
+            settings = clip(", ".join(f"{key} {value}" for key, value in found.items()), 80)
             raise InputError(f"{root} holds a pocket data set of {settings}; ask for the same or name a new folder.")
         return {
             flavour: counts for flavour, counts in flavours.items() if all(p.exists() for p in _files(root, flavour))

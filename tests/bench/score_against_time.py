@@ -45,7 +45,7 @@ def main(
     def measure(state: TrainState, run: Path) -> None:
         before = time.monotonic()
         at = trained_minutes()
-        net = method_of("weakmcn").build(chosen["model"], len(Vocabulary.load(run / "vocabulary.json")), None)
+        net = method_of("weakmcn").build(chosen["model"], Vocabulary.load(run / "vocabulary.json"), None)
         net.load_state_dict({**state.net.state_dict(), **state.average.shadow})
         generator = torch.get_rng_state()
         found = evaluate(

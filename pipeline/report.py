@@ -1,0 +1,129 @@
+"""What a precompute tells: its plan as a table, what went wrong, how it ended."""
+
+from dataclasses import dataclass, field
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .estimate import in_bytes, in_words
+from .index import IndexReport
+from .plan import Plan, recorded_of
+from .statistics import StatisticsPlan
+
+_SHOWN_FAILURES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A shard that failed for good."""
+
+    stage: str
+    shard: int
+    reason: str
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What a precompute did."""
+
+    index: IndexReport
+    plan: Plan
+    dry_run: bool
+    images: dict[str, int] = field(default_factory=dict)
+    """Stage -> photographs encoded."""
+    bytes: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Key -> reason, of photographs that a stage could not encode, in this run or an earlier one."""
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Key -> reason, of all photographs that the store lacks: those that were not indexed, those not encoded."""
+        return self.left_out | self.index.skipped
+
+    @property
+    def exit_code(self) -> int:
+        """0 done, 1 some shards failed, 3 done but photographs were skipped."""
+        if self.failures:
+            return 1
+        return 3 if self.skipped else 0
+
+    def summary(self) -> str:
+        """One line that says how it ended."""
+        store = self.plan.store
+        skipped = f"; {len(self.skipped)} photographs skipped" if self.skipped else ""
+        if self.dry_run:
+            return f"{store}: planned only, nothing was written{skipped}"
+        if self.failures:
+            return f"{store}: {len(self.failures)} shards failed, what was finished is kept{skipped}"
+        if self.plan.is_done:
+            return f"{store}: up to date{skipped}"
+        made = ", ".join(f"{stage} {images:,}" for stage, images in self.images.items() if images)
+        return f"{store}: images encoded: {made}; {in_bytes(self.bytes)} written{skipped}"
+
+
+def plan_table(plan: Plan) -> Table:
+    """The plan for people, made for 80 characters; only the state is ever broken over lines."""
+    title = f"{plan.store}: {plan.config.side_px} px, codec {plan.config.codec}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
+    for name in ("stage", "column family"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("state", overflow="fold")
+    for name in ("images", "to do", "bytes", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+
+    def add(name: str, what: str, why: str, images: int, todo: tuple[str, str, str] | None) -> None:
+        colour = "yellow" if todo else "green"
+        table.add_row(name, what, f"[{colour}]{escape(why)}[/]", f"{images:,}", *(todo or ("-", "", "")))
+
+    for stage in plan.stages:
+        if stage.stage.name == "detect" and plan.statistics is not None:
+            add(*_statistics_row(plan.statistics))
+        todo = (f"{stage.images_due:,}", in_bytes(stage.bytes), in_words(stage.seconds)) if stage.due else None
+        add(stage.stage.name, stage.recipe.family, stage.why, stage.images_total, todo)
+    table.caption_justify = "left"
+    if plan.is_done:
+        table.caption = "nothing to do"
+    else:
+        table.caption = (
+            f"to write {in_bytes(plan.bytes)}, free {in_bytes(plan.free_bytes)}; about {in_words(plan.seconds)}, "
+            "a rough estimate"
+        )
+    return table
+
+
+def _statistics_row(plan: StatisticsPlan) -> tuple[str, str, str, int, tuple[str, str, str] | None]:
+    """The pass that comes before the detector: name, whose photographs, state, photographs, what is to do."""
+    todo = None if plan.is_whole else (f"{plan.images_due:,}", "", in_words(plan.seconds))
+    return "detect-bn", f"of {plan.statistics.dataset}", plan.why, len(plan.images), todo
+
+
+def tell_plan(console: Console, index: IndexReport, plan: Plan) -> None:
+    for warning in index.warnings:
+        console.print(f"note: {warning}", markup=False, highlight=False, soft_wrap=True)
+    console.print(plan_table(plan))
+    for note in plan.notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def tell_device(console: Console, plan: Plan, device: str) -> None:
+    """One line if kept shards of a stage that goes on were made on another device; no reason to make them again."""
+    for stage in plan.stages:
+        made_on = recorded_of(plan.store, stage.recipe).get("device", device)
+        if stage.due and stage.images_due < stage.images_total and made_on != device:
+            console.print(
+                f"note: {stage.stage.name} was begun on {made_on}, goes on on {device}; kept.", highlight=False
+            )
+
+
+def tell_failures(console: Console, report: Report) -> None:
+    for failure in report.failures[:_SHOWN_FAILURES]:
+        text = f"{failure.stage}: shard {failure.shard} failed: {failure.reason}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    rest = len(report.failures) - _SHOWN_FAILURES
+    if rest > 0:
+        console.print(f"and {rest} more shards", highlight=False)
+    for key, reason in list(report.left_out.items())[:_SHOWN_FAILURES]:
+        console.print(f"left out: {key}, {reason}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,41 @@
+"""SAM ViT-B at 1024 pixels: eight photographs through `precompute` on two workers, in the memory of a small machine.
+
+Weights are random. ViT-L and H, and the time of each: `just bench real_sizes`. The paper's networks at their sizes are
+in test_cached_online.py.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from weakmcn.shards.reader import Reader
+
+from . import paper, segmenters
+from .tiny import write_data
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+
+PHOTOS, WORKERS = 8, 2
+WORKER_GIB, ALL_GIB = 3.0, 6.0
+
+
+def test_sam_vit_b_segments_eight_photographs_within_the_memory_of_a_small_machine(tmp_path: Path) -> None:
+    write_data(tmp_path / "data", images=PHOTOS, val=0, size=paper.photo_size)
+    config = segmenters.segmenter("b", tmp_path / "weights", images_per_shard=PHOTOS // WORKERS)
+    with segmenters.watched() as memory:
+        store = segmenters.run(config, tmp_path, ["detect", "sam", "masks"], split="train", workers=WORKERS)
+    assert memory.largest < WORKER_GIB
+    assert memory.together < ALL_GIB
+
+    assert len(store.keys) == PHOTOS
+    columns = Reader(store, ["sam.embedding", "masks.bits", "masks.iou"]).gather(store.keys)
+    assert {name: values.shape for name, values in columns.items()} == {
+        "sam.embedding": (PHOTOS, 256, 26, 26),
+        "masks.bits": (PHOTOS, 17, 416, 52),
+        "masks.iou": (PHOTOS, 17),
+    }
+    maps = columns["sam.embedding"].astype(np.float32)
+    assert maps.std(axis=(2, 3)).mean() > 0.1 * maps.std()  # says something else elsewhere
+    areas = np.unpackbits(columns["masks.bits"], axis=-1).mean(axis=(2, 3))  # [8, K]
+    assert 0.05 < areas.min() < areas.max() < 0.95
+    assert (areas.std(axis=1) > 0).all()  # each box has its own mask
