@@ -80,6 +80,10 @@ def demo(
     """
     from rich.console import Console
 
+    from ..shards.errors import InputError
+
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file, not a folder; choose another name.")
     size = QUICK if quick else FULL
     settings = [*size.settings, f"train.seed={seed}", *([] if epochs is None else [f"train.epochs={epochs}"])]
     console = Console(highlight=False)

@@ -14,8 +14,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from ..shards import faults
 from ..shards.errors import WeakmcnError
-from . import demo, evaluate, pocket, precompute, predict, store, train
+from . import convert, demo, doctor, evaluate, pocket, precompute, predict, store, train
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
@@ -45,6 +46,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train.train,
     "eval": evaluate.evaluate,
     "predict": predict.predict,
+    "convert": convert.convert,
+    "doctor": doctor.doctor,
 }
 for name, command in COMMANDS.items():
     app.command(name, help=reflowed(command.__doc__))(command)
@@ -83,6 +86,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _terminate)
     debug = DEBUG in sys.argv
     try:
+        faults.check_environment()
         status = app([word for word in sys.argv[1:] if word != DEBUG], prog_name="weakmcn", standalone_mode=False)
     except WeakmcnError as fault:
         return _tell(fault, fault.exit_code, debug)

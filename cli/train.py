@@ -1,29 +1,70 @@
 """`weakmcn train`: learn boxes and masks from the expressions and the columns of a store."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
     from ..shards.store import Store
 
+EXAMPLE_PRESET = "refcoco"
+"""Whose values `--set help` shows where no preset is named."""
+
+
+def _show_settings(context: typer.Context, assignments: list[str] | None) -> list[str] | None:
+    """`--set help`: print all settings and stop."""
+    if assignments is None or "help" not in assignments:
+        return assignments
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..model.methods import recipe
+    from .settings import explained
+
+    method, preset = context.params.get("method") or "weakmcn", context.params.get("preset") or EXAMPLE_PRESET
+    model, train = recipe(method, preset)
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, max_width=44)
+    table.add_column(overflow="fold")
+    for name, value, meaning in explained({"model": model, "train": train}):
+        table.add_row(f"{name}={value}", meaning)
+    console = Console(markup=False, highlight=False)
+    console.print(f"Settings with the values of --method {method} --preset {preset}; change them: --set NAME=VALUE\n")
+    console.print(table)
+    raise typer.Exit()
+
 
 def train(
     shards: Annotated[Path, typer.Option(metavar="STORE", help="Folder of the store that precompute filled.")],
     dataset: Annotated[str, typer.Option(help="Whose expressions: refcoco, refcoco+, refcocog, …")],
     out: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the run; an interrupted run in it goes on.")],
-    method: Annotated[str, typer.Option(help="What is trained.")] = "weakmcn",
+    method: Annotated[str, typer.Option(help="What is trained: weakmcn, refclip or apl.", is_eager=True)] = "weakmcn",
     preset: Annotated[
         str | None,
         typer.Option(
             help="Sizes and recipe: refcoco, refcoco+, refcocog, each with -small, or pocket.",
             show_default="what fits the store and the data set",
+            is_eager=True,
+        ),
+    ] = None,
+    words: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Word vectors: GloVe's .txt or .zip, or .safetensors; they stay as they are.",
+            show_default="random, and learned",
         ),
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Change one setting, model.… or train.…; may be repeated."),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Change one setting, model.… or train.…; may be repeated. --set help lists them all.",
+            callback=_show_settings,
+        ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Short for --set train.epochs=…")] = None,
     seed: Annotated[int | None, typer.Option(help="Short for --set train.seed=…")] = None,
@@ -35,6 +76,14 @@ def train(
         typer.Option("--shuffle-captions", help="Control: every object gets the expressions of another image's."),
     ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto is the GPU where there is one.")] = "auto",
+    devices: Annotated[
+        int,
+        typer.Option(metavar="N", help="Processes that share every batch, a GPU each; or start them with torchrun."),
+    ] = 1,
+    negatives: Annotated[
+        Literal["gathered", "local"],
+        typer.Option(help="With several: contrast a text with the images of the whole batch, or of its process alone."),
+    ] = "gathered",
 ) -> None:
     """Learn boxes and masks from expressions alone; no annotated box or mask is read.
 
@@ -43,23 +92,31 @@ def train(
     Writes   RUN: settings, vocabulary, two checkpoints, metrics.jsonl
     Example  weakmcn train --shards store --dataset refcoco+ --out runs/first
              weakmcn train --shards store --dataset refcoco --out runs/dino \\
-                 --set model.banks=dino --set train.lr=5e-5
+                 --words glove.6B.zip --set model.banks=dino --set train.lr=5e-5
 
-    Interrupted or killed, the same command goes on and ends with the same bytes.
+    Interrupted or killed, the same command goes on and ends with the same bytes. The word vectors are kept in the run:
+    their file is read once. With --devices N every process takes the Nth part of a batch: the order of training, losses
+    and gradients are those of one process, up to rounding, and a run may go on with another N.
     """
-    from ..model.config import preset as model_preset
-    from ..model.config import train_preset
-    from ..model.train import TrainSettings
-    from ..model.train import train as run_training
-    from ..pipeline.datasets import ALIASES
-    from ..shards.store import Store
-    from .settings import override
+    from ..shards.lock import refuse_if_held
 
-    dataset = ALIASES.get(dataset, dataset)
-    name = preset or fitting_preset(Store.open(shards), dataset)
+    refuse_if_held(out)  # at once: importing torch takes long
+
+    from ..model.launch import train_on
+    from ..model.methods import recipe
+    from ..model.preflight import next_step
+    from ..model.train import TrainSettings
+    from ..shards.store import Store
+    from .settings import changed, parsed
+
+    store = Store.open(shards)
+    dataset = dataset_in(store, dataset)
+    model, optimisation = recipe(method, preset or fitting_preset(store, dataset))
+    sections = {"model": model, "train": optimisation}
     short = [f"train.{key}={value}" for key, value in (("epochs", epochs), ("seed", seed)) if value is not None]
-    chosen = override({"model": model_preset(name), "train": train_preset(name)}, [*(settings or ()), *short])
-    run = run_training(
+    changes, notes = implied(sections, parsed(sections, [*(settings or ()), *short]), has_words=words is not None)
+    chosen = changed(sections, changes)
+    run = train_on(
         TrainSettings(
             store=shards,
             dataset=dataset,
@@ -67,12 +124,50 @@ def train(
             model=chosen["model"],
             train=chosen["train"],
             method=method,
+            words=words,
             shuffle_captions=shuffle_captions,
             features=features,
             device=device,
-        )
+            negatives=negatives,
+        ),
+        devices,
+        notes=notes,
     )
-    typer.echo(f"{run.path}: done. Measure it: weakmcn eval --run {run.path} --split val")
+    if run:  # else another process of torchrun says so
+        typer.echo(f"{run.path}: done. {next_step(run.path)}")
+
+
+def dataset_in(store: "Store", name: str) -> str:
+    """The data set of the store that is meant; ConfigError if it is none of them, with the nearest."""
+    from ..pipeline.datasets import ALIASES, did_you_mean
+    from ..shards.errors import ConfigError
+
+    meant = ALIASES.get(name, name)
+    if meant not in store.datasets:
+        if hint := did_you_mean(ALIASES.get(name.lower(), name.lower()), store.datasets):
+            raise ConfigError(f"{store.path} has no references of {name!r}{hint}")
+        store.references(meant)  # raises, naming those there are
+    return meant
+
+
+def implied(
+    sections: Mapping[str, Any], changes: Mapping[str, Mapping[str, Any]], *, has_words: bool
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The changes, with what follows from them where the user did not say otherwise; and a line about each such thing.
+
+    Word vectors learn unless they come from a file. The warm-up ends with the training at the latest.
+    """
+    model, train = dict(changes["model"]), dict(changes["train"])
+    notes = []
+    if "train_words" not in model:
+        model["train_words"] = not has_words
+        if not has_words:
+            notes.append("Word vectors begin at random and are learned; --words FILE takes GloVe's.")
+    epochs, warmup = train.get("epochs"), sections["train"].warmup_epochs
+    if epochs is not None and "warmup_epochs" not in train and 0 < epochs < warmup:
+        train["warmup_epochs"] = epochs
+        notes.append(f"The learning rate grows over all {epochs} epochs instead of {warmup} (train.warmup_epochs).")
+    return {"model": model, "train": train}, notes
 
 
 def fitting_preset(store: "Store", dataset: str) -> str:

@@ -13,9 +13,11 @@ Sizes at paper scale: S = 416 canvas pixels, K = 17 candidates, T = 15 tokens. E
     letterbox   int64 [B, 6]                   h, w, nh, nw, dx, dy
     tokens      int64 [B, T]                   0 pad, 1 unknown; fewer columns are fine where every row is that short
     masks       uint8 [B, K, S, S/8]           pseudo masks, packed along the last axis, first pixel in the highest bit
+    classes     float [B, K, classes]          class probabilities, mean of a cell's four boxes
+    colours     float32 [B, K, 3]              mean RGB in the mean of a cell's four boxes, 0..255
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -24,26 +26,43 @@ from torch import Tensor
 from ..shards.errors import StoreError
 from .config import BANKS, ModelConfig
 
+SOURCES = {
+    "dark_s8": "detect.s8",
+    "dark_s16": "detect.s16",
+    "dark_s32": "detect.s32",
+    "dino": "dino.tokens",
+    "sam": "sam.embedding",
+    "clip": "clip.tokens",
+    "cells": "detect.cells",
+    "boxes": "detect.boxes",
+    "masks": "masks.bits",
+    "classes": "detect.classes",
+    "colours": "detect.colours",
+}
+"""Field of a batch -> column of the store. Tokens and letterbox come from the tables of the store."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
     """B expressions with their images; the table of this module says what each field holds.
 
-    A bank that the configuration does not use may be None, and so may `masks` where no mask loss is asked for. Maps may
-    be float16, bfloat16 or float32: the network casts them to the type of its weights.
+    A field that the network does not read may be None: a bank that is not in use, masks where no mask loss is asked
+    for, and so on. Maps may be float16, bfloat16 or float32: the network casts them to the type of its weights.
     """
 
-    dark_s8: Tensor
-    dark_s16: Tensor
-    dark_s32: Tensor
     cells: Tensor
     boxes: Tensor
     letterbox: Tensor
     tokens: Tensor
+    dark_s8: Tensor | None = None
+    dark_s16: Tensor | None = None
+    dark_s32: Tensor | None = None
     dino: Tensor | None = None
     sam: Tensor | None = None
     clip: Tensor | None = None
     masks: Tensor | None = None
+    classes: Tensor | None = None
+    colours: Tensor | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -60,35 +79,38 @@ class Batch:
         """The same batch in page-locked memory, from where a GPU can copy while the host works."""
         return self._each(Tensor.pin_memory)
 
-    def check(self, config: ModelConfig, *, masks: bool = False) -> None:
+    def check(self, config: ModelConfig, fields: Iterable[str]) -> None:
         """Compares types and shapes with the configuration, no value; cheap, and waits for no device.
 
-        masks: whether `masks` is needed. Raises `StoreError` naming the first field that does not fit.
+        fields: those that must be there, beside tokens and letterbox. Raises `StoreError` naming the first that is not
+        there or does not fit.
         """
-        side = config.side_px
-        s8, s16, s32 = ((size, side // stride) for size, stride in zip(config.dark_channels, (8, 16, 32), strict=True))
+        side, k = config.side_px, config.candidates
+        sizes = config.dark_channels
+        maps = {"dark_s8": (sizes[0], 8), "dark_s16": (sizes[1], 16), "dark_s32": (sizes[2], 32)}
+        maps |= {bank: (size, 16) for bank, size in config.bank_channels.items()}
         wanted: dict[str, tuple[tuple[int, ...], torch.dtype | None]] = {
-            "tokens": ((min(max(1, self.tokens.shape[-1]), config.max_tokens),), torch.int64),
-            "dark_s8": ((s8[0], s8[1], s8[1]), None),
-            "dark_s16": ((s16[0], s16[1], s16[1]), None),
-            "dark_s32": ((s32[0], s32[1], s32[1]), None),
-            "cells": ((config.candidates,), torch.int64),
-            "boxes": ((config.candidates, 4, 5), torch.float32),
-            "letterbox": ((6,), torch.int64),
+            name: ((size, side // stride, side // stride), None) for name, (size, stride) in maps.items()
         }
-        wanted |= {bank: ((size, side // 16, side // 16), None) for bank, size in config.bank_channels.items()}
-        if masks:
-            wanted["masks"] = ((config.candidates, side, side // 8), torch.uint8)
-        for name, (shape, dtype) in wanted.items():
-            self._check_field(name, shape, dtype)
+        wanted |= {
+            "tokens": ((min(max(1, self.tokens.shape[-1]), config.max_tokens),), torch.int64),
+            "letterbox": ((6,), torch.int64),
+            "cells": ((k,), torch.int64),
+            "boxes": ((k, 4, 5), torch.float32),
+            "masks": ((k, side, side // 8), torch.uint8),
+            "classes": ((k, len(config.class_names)), None),
+            "colours": ((k, 3), torch.float32),
+        }
+        for name in ("tokens", *fields, "letterbox"):
+            self._check_field(name, *wanted[name])
 
     def _check_field(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None) -> None:
         value: Tensor | None = getattr(self, name)
         if value is None:
-            stage = name if name in (*BANKS, "masks") else "detect"
+            column = SOURCES[name]
             raise StoreError(
-                f"The batch has no {name}, which this configuration needs. Make the column with "
-                f"`weakmcn precompute --stages {stage}`"
+                f"The batch has no {name} (column {column}), which this configuration needs. Make the column with "
+                f"`weakmcn precompute --stages {column.partition('.')[0]}`"
                 + (f", or leave {name} out of `banks`." if name in BANKS else ".")
             )
         if value.shape != (len(self), *shape):

@@ -22,18 +22,23 @@ class Candidates:
     """float32 [K]."""
     covered: np.ndarray
     """float64 [K], photo pixels inside the box."""
-    masks_photo: np.ndarray
-    """bool [K, h, w]."""
+    masks_photo: np.ndarray | None
+    """bool [K, h, w]; None where the store has no masks."""
     areas: np.ndarray
-    """int64 [K], pixels of each mask."""
+    """int64 [K], pixels of each mask; zeros without masks."""
 
     @classmethod
-    def of(cls, key: str, letterbox: Letterbox, boxes: np.ndarray, masks: np.ndarray, *, clip: bool) -> "Candidates":
+    def of(
+        cls, key: str, letterbox: Letterbox, boxes: np.ndarray, masks: np.ndarray | None, *, clip: bool
+    ) -> "Candidates":
         """boxes: float32 [K, 4, 5] as the detector's. masks: uint8 [K, S, S/8], packed. clip: boxes to the photo."""
         corners, objectness = best_boxes(boxes)
         inside = letterbox.to_photo(letterbox.clip(corners))
-        canvas = np.unpackbits(masks, axis=-1, count=letterbox.side)  # [K, S, S]
-        masks_photo = np.stack([letterbox.mask_to_photo(mask) for mask in canvas])
+        masks_photo, areas = None, np.zeros(len(boxes), np.int64)
+        if masks is not None:
+            canvas = np.unpackbits(masks, axis=-1, count=letterbox.side)  # [K, S, S]
+            masks_photo = np.stack([letterbox.mask_to_photo(mask) for mask in canvas])
+            areas = np.array([np.count_nonzero(mask) for mask in masks_photo])
         return cls(
             key=key,
             letterbox=letterbox,
@@ -41,7 +46,7 @@ class Candidates:
             objectness=objectness,
             covered=(inside[:, 2:] - inside[:, :2]).prod(axis=1),
             masks_photo=masks_photo,
-            areas=np.array([np.count_nonzero(mask) for mask in masks_photo]),
+            areas=areas,
         )
 
     def best_scored(self) -> int:
@@ -63,7 +68,7 @@ class Fit:
     box_iou: np.ndarray
     """float64 [K]."""
     mask_iou: np.ndarray
-    """float64 [K]; zeros where there is no true mask."""
+    """float64 [K]; zeros where there is no true mask, or no mask of a candidate."""
 
     @classmethod
     def of(cls, reference: Reference, candidates: Candidates) -> "Fit":
@@ -71,8 +76,9 @@ class Fit:
         truth = mask_iou = None
         if reference.mask is not None:
             truth = rle_decode(reference.mask, letterbox.height, letterbox.width)
-            common = np.count_nonzero(candidates.masks_photo[:, truth], axis=1)  # [K]
-            mask_iou = iou_of_areas(common, candidates.areas + np.count_nonzero(truth) - common)
+            if candidates.masks_photo is not None:
+                common = np.count_nonzero(candidates.masks_photo[:, truth], axis=1)  # [K]
+                mask_iou = iou_of_areas(common, candidates.areas + np.count_nonzero(truth) - common)
         return cls(
             reference=reference,
             truth=truth,

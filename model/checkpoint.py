@@ -8,19 +8,19 @@ either file depends on the clock, so a resumed run writes the same bytes as an u
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import safetensors
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save_file
+from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from ..shards.atomic import finished_file, write_json
+from ..shards.atomic import write_bytes, write_json
 from ..shards.errors import CheckpointError
-from ..shards.fingerprint import canonical_json, file_sha256
+from ..shards.fingerprint import canonical_json
+from ..shards.records import read_json
 
 FORMAT = 1
 RECORDS, WEIGHTS = "[0-9]*.json", "[0-9]*.safetensors"
@@ -60,14 +60,13 @@ def save(folder: Path, tensors: Mapping[str, Tensor], position: Position) -> Pat
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / f"{position.step:08d}.safetensors"
     facts = asdict(position)
-    with finished_file(weights) as scratch:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            scratch,
-            metadata={"facts": canonical_json(facts)},
-        )
-        digest, size = file_sha256(scratch), scratch.stat().st_size
-    write_json(weights.with_suffix(".json"), {"format": FORMAT, "sha256": digest, "bytes": size, "facts": facts})
+    data = save_tensors(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        metadata={"facts": canonical_json(facts)},
+    )
+    write_bytes(weights, data)
+    digest = hashlib.sha256(data).hexdigest()
+    write_json(weights.with_suffix(".json"), {"format": FORMAT, "sha256": digest, "bytes": len(data), "facts": facts})
     prune(folder, position)
     return weights
 
@@ -91,7 +90,7 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 def read(weights: Path) -> Checkpoint:
     """Read one checkpoint; CheckpointError unless its bytes are those that were written."""
     try:
-        record = json.loads(weights.with_suffix(".json").read_text("utf-8"))
+        record = read_json(weights.with_suffix(".json"))
         raw = weights.read_bytes()
         if record["format"] != FORMAT:
             raise CheckpointError(f"{weights}: written in format {record['format']}, this version reads {FORMAT}.")
@@ -120,8 +119,10 @@ def load_weights(net: nn.Module, saved: Checkpoint, *, ema: bool) -> None:
     try:
         net.load_state_dict(weights)
     except RuntimeError as fault:
-        detail = " ".join(str(fault).split())[:200]
-        raise CheckpointError(f"{saved.path}: not the weights of this network ({detail}).") from fault
+        detail = " ".join(str(fault).split())[:150]
+        raise CheckpointError(
+            f"{saved.path}: not the weights of this network ({detail}); restore the files of its run."
+        ) from fault
 
 
 def prune(folder: Path, latest: Position) -> None:
@@ -142,6 +143,6 @@ def _records(folder: Path) -> list[Path]:
 
 def _is_epoch_end(record: Path) -> bool:
     try:
-        return json.loads(record.read_text("utf-8"))["facts"]["batch"] == 0
+        return read_json(record)["facts"]["batch"] == 0
     except (ValueError, KeyError, TypeError):
         return False

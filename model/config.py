@@ -2,9 +2,11 @@
 
 Every size of the network is a field of `ModelConfig`, so the pocket world and the paper run the same classes. The
 presets follow the authors' configuration files: `refcoco`, `refcoco+` and `refcocog` are their `*_tuning` files (with
-EfficientSAM ViT-Ti), the `-small` ones their `*_tuning_v2` files (ViT-S, which the authors' README calls "base").
+EfficientSAM ViT-Ti), the `-small` ones their `*_tuning_v2` files (ViT-S, which the authors' README calls "base"), with
+what these have by mistake put right (quirk 29).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -24,7 +26,8 @@ def _require(holds: bool, what: str) -> None:
 class ModelConfig:
     """Shape of the network and of its losses. Defaults are the released `refcoco_tuning` values.
 
-    Any sequence is taken for the tuple fields, so a configuration read back from JSON is equal to the one written.
+    Any sequence is taken for the tuple fields, so a configuration read back from JSON is equal to the one written. Each
+    field is read somewhere; released keys that nothing reads are gone (quirk 32).
     """
 
     side_px: int = 416
@@ -38,8 +41,11 @@ class ModelConfig:
     banks: Sequence[str] = ("dino", "sam")
     """Banks in use: any subset of dino, sam, clip in this order. Empty leaves the detector maps alone."""
     dino_channels: int = 768
+    """Channels of DINO's patch tokens."""
     sam_channels: int = 256
+    """Channels of SAM's image embedding."""
     clip_channels: int = 512
+    """Channels of CLIP's patch tokens, in the space it shares with texts."""
     word_dim: int = 300
     """Width of a word vector."""
     text_dim: int = 512
@@ -47,11 +53,15 @@ class ModelConfig:
     wrec_dim: int = 512
     """Width of the fused visual maps (WREC_DIM). RefCLIP keeps text_dim 512 and has 1024 here."""
     wres_dim: int = 256
-    """Width R of the mask head (WRES_DIM)."""
+    """Width R of the mask head (WRES_DIM). APL: of its box head."""
     text_heads: int = 8
+    """Heads of the sentence encoder's self-attention."""
     text_layers: int = 3
+    """Layers of self-attention after the GRU."""
     text_ff_dim: int = 2048
+    """Hidden width of the two-layer network in each of them."""
     text_flat_dim: int = 256
+    """Hidden width of the pooling that weighs the words."""
     attention_heads: int = 2
     """Heads of the mask head's attention block."""
     dropout: float = 0.1
@@ -71,12 +81,15 @@ class ModelConfig:
     isl_threshold: float = 0.4
     """IoU above which mask and box agree, strictly. Released value (IOU_THRESH); the paper's text says 0.3."""
     warm_epochs: int = 10
-    """Epochs trained on the matching loss alone (WARM_EPOCH)."""
+    """Epochs trained on the matching loss alone (WARM_EPOCH). APL: before its box head joins (BURN_IN, which the
+    release defines nowhere)."""
+    class_names: Sequence[str] = ()
+    """What the detector's classes are called, in its order. Only APL says them; its recipe names them."""
     clip_boxes_in_eval: bool = False
     """Clips predicted boxes to the photo. The authors clip in training only; clipping here raises box IoU."""
 
     def __post_init__(self) -> None:
-        for name in ("dark_channels", "banks", "aspp_dilations"):
+        for name in ("dark_channels", "banks", "aspp_dilations", "class_names"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         cells, spare_px = divmod(self.side_px, 32)
         _require(
@@ -136,6 +149,7 @@ class TrainConfig:
     """
 
     epochs: int = 25
+    """Passes over the training references."""
     batch: int = 40
     """Expressions in a step; the contrast and the BatchNorms see all of them."""
     lr: float = 1e-4
@@ -149,16 +163,20 @@ class TrainConfig:
     clip_norm: float = 0.15
     """Largest norm of the whole gradient."""
     betas: Sequence[float] = (0.9, 0.98)
+    """Of Adam: how slowly the means of the gradient and of its square follow."""
     eps: float = 1e-9
+    """Of Adam: added to the root of the mean square."""
     ema_decay: float = 0.9997
     """Largest decay of the averaged weights; after step j it is min(ema_decay, (1 + j) / (10 + j))."""
     seed: int = 123456
+    """Of the first weights, the order of training and dropout."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
         _require(self.epochs >= 1, f"epochs={self.epochs} must be at least 1.")
         _require(self.batch >= 2, f"batch={self.batch} must be at least 2: the loss contrasts images of a batch.")
-        _require(self.lr > 0, f"lr={self.lr} must be positive.")
+        for name in ("lr", "clip_norm", "eps"):
+            _require(0 < getattr(self, name) < math.inf, f"{name}={getattr(self, name)} must be positive and finite.")
         for name in ("min_lr", "warmup_lr"):
             value = getattr(self, name)
             _require(0 <= value <= self.lr, f"{name}={value} must be in 0..lr={self.lr}.")
@@ -166,14 +184,27 @@ class TrainConfig:
             0 <= self.warmup_epochs <= self.epochs,
             f"warmup_epochs={self.warmup_epochs} must be in 0..epochs={self.epochs}.",
         )
-        _require(self.clip_norm > 0, f"clip_norm={self.clip_norm} must be positive.")
         _require(
             len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
             f"betas={list(self.betas)} must be two numbers in 0..1, 1 excluded.",
         )
-        _require(self.eps > 0, f"eps={self.eps} must be positive.")
         _require(0 <= self.ema_decay < 1, f"ema_decay={self.ema_decay} must be in 0..1, 1 excluded.")
 
+
+COCO_CLASSES = (
+    *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
+    *("fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow"),
+    *("elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee"),
+    *("skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard"),
+    *("tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple"),
+    *("sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch"),
+    *("potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone"),
+    *("microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear"),
+    *("hair drier", "toothbrush"),
+)
+"""Of the published detector, in its order."""
+POCKET_CLASSES = ("circle", "square", "triangle", "star", "ring", "cross", "heart", "crescent")
+"""Of the pocket detector: the shapes."""
 
 _PRESETS: dict[str, tuple[ModelConfig, TrainConfig]] = {
     "refcoco": (

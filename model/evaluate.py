@@ -11,11 +11,15 @@ Beside the network stand, on the same sentences, answers that do not read them (
     largest          the candidate that covers most of the photo
     oracle           the candidate whose box fits the truth best: no choice can score higher boxes
     sam_mask_of_box  the candidate that the network chose: its box, with SAM's mask in place of the network's
+
+A system that predicts boxes only has no RES of its own: its summary holds the figures of boxes alone, and its RES is
+that of `sam_mask_of_box` (for APL, whose boxes are no candidate's, of the candidate nearest to the box). Such a system
+is measured without any RES where the store has no masks.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -43,8 +47,12 @@ NOT_FINITE = "the predicted box is not finite"
 NO_TRUTH = "the data set has no mask of the object"
 
 BASELINES: tuple[str, ...] = ("best_scored", "random", "largest", "oracle", "sam_mask_of_box")
-READ = ("cells", "boxes", "masks")
-"""Fields of a batch that the judge needs, whatever the network reads."""
+READ = ("cells", "boxes")
+"""Fields of a batch that the judge needs, whatever the network reads; masks too, if there are any."""
+
+OF_BOXES = ("rec_acc50", "sentences")
+"""Figures of a system that predicts no masks."""
+NO_MASKS = "Boxes only: no mask is predicted. RES is that of SAM's mask of the box."
 
 Box = tuple[float, float, float, float]
 """x0 y0 x1 y1."""
@@ -61,7 +69,7 @@ class SentenceRecord:
     box_photo: Box | None = None
     """The predicted box; None where there was no answer."""
     mask: str | None = None
-    """The predicted mask, COCO run lengths at the photo's size."""
+    """The predicted mask, COCO run lengths at the photo's size; None where none was predicted, its figures then 0."""
     chosen: int | None = None
     """Which candidate."""
     score: float | None = None
@@ -83,9 +91,9 @@ class Evaluation:
     dataset: str
     split: str
     summary: dict[str, float]
-    """The network's figures, see metrics.py, in percent."""
+    """The network's figures, see metrics.py, in percent; rec_acc50 and sentences alone if it predicts no masks."""
     baselines: dict[str, dict[str, float]]
-    """Name -> rec_acc50 and res_miou, on the same sentences."""
+    """Name -> rec_acc50 and, where the store has masks, res_miou; on the same sentences."""
     records: list[SentenceRecord]
     """One a sentence, in the order of the annotation file."""
     misses: dict[str, int]
@@ -139,13 +147,15 @@ def evaluate(
     batch: int = 64,
 ) -> Evaluation:
     """Measure a network, as it is and where it is (put into eval mode), on every sentence of a split."""
-    fields = tuple(dict.fromkeys((*method.fields(config), *READ)))
+    with_masks = method.masks or "masks" in store.families
+    fields = tuple(dict.fromkeys((*method.fields(config), *READ, *(("masks",) if with_masks else ()))))
     stages = dict.fromkeys(column.partition(".")[0] for column in columns_of(fields).values())
     references = references_of(store, dataset, split)
     skipped = {key for stage in stages for key in store.skipped(stage)}
-    store.require(list(stages), [reference.key for reference in references if reference.key not in skipped])
+    keys = [reference.key for reference in references if reference.key not in skipped]
+    store.require(list(stages), keys, dataset=dataset, split=split)
 
-    judge = _Judge(store, clip=config.clip_boxes_in_eval)
+    judge = _Judge(store, clip=config.clip_boxes_in_eval, masks=with_masks)
     asked = [
         (place, text)  # the sentences of an image together, so that its masks are brought to the photo once
         for place, reference in sorted(enumerate(references), key=lambda item: item[1].key)
@@ -164,19 +174,23 @@ def evaluate(
     with counted("evaluating", len(asked)) as count:
         for chunk, inputs in zip(chunks, ahead(make, chunks), strict=True):
             answers = _Answers.of(net.predict(inputs))  # pyright: ignore[reportCallIssue]
-            boxes, masks = inputs.boxes.cpu().numpy(), _on_host(inputs.masks)
+            boxes, masks = _on_host(inputs.boxes), _on_host(inputs.masks) if with_masks else None
             for row, (place, text) in enumerate(chunk):
-                judge.look_at(references[place], boxes[row], masks[row])
+                judge.look_at(references[place], boxes[row], None if masks is None else masks[row])
                 records.setdefault(place, []).append(judge.judge(references[place], text, answers, row))
             count(len(chunk))
 
     ordered = [record for place in range(len(references)) for record in records[place]]
     misses = dict(Counter(record.miss for record in ordered if record.miss))
     told = [f"{count:,} of {len(ordered):,} sentences are counted as misses: {why}." for why, count in misses.items()]
+    summary = summarise(ordered)
+    if not method.masks:
+        summary = {name: summary[name] for name in OF_BOXES}
+        told.append(NO_MASKS if with_masks else f"{NO_MASKS} The store has no masks, so there is none.")
     return Evaluation(
         dataset=dataset,
         split=split,
-        summary=summarise(ordered),
+        summary=summary,
         baselines=judge.baselines(len(ordered)),
         records=ordered,
         misses=misses,
@@ -206,15 +220,20 @@ class _Answers:
 
     boxes: np.ndarray
     """float32 [B, 4]."""
-    masks: np.ndarray
+    masks: np.ndarray | None
     """uint8 [B, S, S]."""
     chosen: np.ndarray
     scores: np.ndarray
 
     @classmethod
     def of(cls, predictions: Any) -> "_Answers":
-        masks = (predictions.mask_logits.sigmoid() > 0.5).to(torch.uint8)
-        return cls(*(_on_host(x) for x in (predictions.boxes, masks, predictions.chosen, predictions.scores)))
+        logits = predictions.mask_logits
+        return cls(
+            boxes=_on_host(predictions.boxes),
+            masks=None if logits is None else _on_host((logits.sigmoid() > 0.5).to(torch.uint8)),
+            chosen=_on_host(predictions.chosen),
+            scores=_on_host(predictions.scores),
+        )
 
 
 class _Judge:
@@ -223,16 +242,17 @@ class _Judge:
     What belongs to an image, then to a reference, is worked out once and kept until the next comes.
     """
 
-    def __init__(self, store: Store, *, clip: bool) -> None:
+    def __init__(self, store: Store, *, clip: bool, masks: bool) -> None:
         self._store = store
         self._clip = clip
+        self._has_masks = masks
         self._image: Candidates | None = None
         self._fit: Fit | None = None
         self._right = dict.fromkeys(BASELINES, 0.0)
         self._mask_iou = dict.fromkeys(BASELINES, 0.0)
 
-    def look_at(self, reference: Reference, boxes: np.ndarray, masks: np.ndarray) -> None:
-        """The reference that is judged next. boxes: float32 [K, 4, 5]; masks: uint8 [K, S, S/8]."""
+    def look_at(self, reference: Reference, boxes: np.ndarray, masks: np.ndarray | None) -> None:
+        """The reference that is judged next. boxes: float32 [K, 4, 5]; masks: uint8 [K, S, S/8] if there are any."""
         if self._image is None or self._image.key != reference.key:
             letterbox = self._store.letterbox(reference.key)
             self._image = Candidates.of(reference.key, letterbox, boxes, masks, clip=self._clip)
@@ -255,24 +275,31 @@ class _Judge:
         self._count("sam_mask_of_box", fit, chosen, weight=1)
 
         box_photo = image.letterbox.to_photo(answers.boxes[row])
-        mask_photo = image.letterbox.mask_to_photo(answers.masks[row])
         overlap = float(box_iou(box_photo, np.array(reference.box_photo)))
         miss = None if np.isfinite(overlap) else NOT_FINITE
-        intersection, union = (0, 0) if fit.truth is None else map(int, mask_areas(mask_photo, fit.truth))
-        return SentenceRecord(
+        record = SentenceRecord(
             key=reference.key,
             ref_id=reference.ref_id,
             sentence=text,
             truth_photo=reference.box_photo,
             box_photo=None if miss else tuple(box_photo.tolist()),
-            mask=rle_encode(mask_photo),
             chosen=chosen,
             score=float(answers.scores[row]),
             box_iou=0.0 if miss else overlap,
-            mask_iou=0.0 if fit.truth is None else float(iou_of_areas(intersection, union)),
+            miss=miss,
+        )
+        if answers.masks is None:
+            return record
+        mask_photo = image.letterbox.mask_to_photo(answers.masks[row])
+        if fit.truth is None:
+            return replace(record, mask=rle_encode(mask_photo), miss=miss or NO_TRUTH)
+        intersection, union = map(int, mask_areas(mask_photo, fit.truth))
+        return replace(
+            record,
+            mask=rle_encode(mask_photo),
+            mask_iou=float(iou_of_areas(intersection, union)),
             intersection=intersection,
             union=union,
-            miss=miss or (NO_TRUTH if fit.truth is None else None),
         )
 
     def unanswered(self, reference: Reference, text: str, why: str) -> SentenceRecord:
@@ -289,10 +316,10 @@ class _Judge:
     def baselines(self, sentences: int) -> dict[str, dict[str, float]]:
         """Over all sentences of the split, those of skipped images included."""
         share = 100 / max(1, sentences)
-        return {
-            name: {"rec_acc50": share * self._right[name], "res_miou": share * self._mask_iou[name]}
-            for name in BASELINES
-        }
+        right = {name: {"rec_acc50": share * self._right[name]} for name in BASELINES}
+        if not self._has_masks:
+            return right
+        return {name: {**right[name], "res_miou": share * self._mask_iou[name]} for name in BASELINES}
 
     def _count(self, name: str, fit: Fit, chosen: int | slice, weight: int) -> None:
         """chosen: the candidate that answers, or several, each as likely as the others."""

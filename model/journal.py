@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from ..shards import faults
+from ..shards.atomic import device_faults, output
 from ..shards.errors import CheckpointError
-from .progress import Watch
+from .progress import Watch, fitting
 
 T = TypeVar("T")
 
@@ -23,36 +25,45 @@ class Journal:
         self._timing = timing
         self._watch = watch
         self._epochs = epochs
-        self._losses: Mapping[str, float] = {}
-        self._file = open(metrics, "ab")  # noqa: SIM115 - closed in __exit__
+        self._shown: Mapping[str, float] = {}
+        self._metrics = metrics
+        with device_faults(metrics):
+            self._file = output(metrics, append=True)
 
     def losses(self, *, epoch: int, step: int, rate: float, losses: Mapping[str, float]) -> None:
         """Mean losses of the steps since the last call; the last of them had learning rate `rate`."""
-        self._losses = losses
+        self._shown = {name: value for name, value in losses.items() if name != "total"}  # the sum: no news
         self._file.write(_line({"epoch": epoch, "step": step, "lr": rate, **losses}))
-        self._watch.losses(epoch, self._epochs, losses)
+        self._watch.losses(epoch, self._epochs, self._shown)
 
     def flush(self) -> int:
         """Put metrics.jsonl on the disk; its length in bytes."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        with device_faults(self._metrics):
+            self._file.flush()
+            faults.point("fsync", self._metrics)
+            os.fsync(self._file.fileno())
+            return self._file.tell()
 
     def epoch(self, epoch: int, timing: Mapping[str, float]) -> None:
         """An epoch is done; timing: as `Clock.stop` gives it."""
-        with open(self._timing, "ab") as file:
+        with device_faults(self._timing), output(self._timing, append=True) as file:
             file.write(_line({"epoch": epoch, **timing}))
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in self._losses.items())
         self._watch.line(
-            f"epoch {epoch + 1}/{self._epochs}: {shown}; {timing['references_per_s']:,.0f} references/s, "
-            f"{timing['seconds']:.1f} s, {timing['waiting_share']:.1%} of it waiting for data"
+            fitting(
+                f"epoch {epoch + 1}/{self._epochs}",
+                *(f"{name} {value:.3g}" for name, value in self._shown.items()),
+                f"{timing['references_per_s']:,.0f} ref/s",
+                f"{timing['seconds']:,.{1 if timing['seconds'] < 10 else 0}f} s",
+                f"{timing['waiting_share']:.0%} waiting",
+            )
         )
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.close()
+        with device_faults(self._metrics):
+            self._file.close()
 
 
 def cut_to(metrics: Path, length: int) -> None:

@@ -14,20 +14,7 @@ from torch import Tensor
 
 from ..shards.reader import Reader
 from ..shards.store import Store
-from .batch import Batch
-
-SOURCES = {
-    "dark_s8": "detect.s8",
-    "dark_s16": "detect.s16",
-    "dark_s32": "detect.s32",
-    "dino": "dino.tokens",
-    "sam": "sam.embedding",
-    "clip": "clip.tokens",
-    "cells": "detect.cells",
-    "boxes": "detect.boxes",
-    "masks": "masks.bits",
-}
-"""Field of a batch -> column of the store."""
+from .batch import SOURCES, Batch
 
 Arrays = dict[str, np.ndarray]
 T = TypeVar("T")
@@ -106,7 +93,7 @@ class Loader:
 
 
 def decoded(codec: str, parts: Mapping[str, Tensor]) -> Tensor:
-    """Undo a map's codec where it lies: float16 or bfloat16 as stored, float32 from 8 bits. Parts as in codec.py."""
+    """Undo a map's codec where it lies: float16, bfloat16 or float32 as stored, float32 from 8 bits; see codec.py."""
     stored = parts[""]
     if codec == "u8":
         return torch.addcmul(parts["_zero"][..., None, None], stored, parts["_scale"][..., None, None])

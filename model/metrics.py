@@ -49,7 +49,9 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def mask_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU of masks [..., H, W] of one size, non-zero inside, broadcast: float64 [...]. Two empty masks have IoU 1."""
+    """IoU of masks [..., H, W] of one size, non-zero inside, broadcast: float64 [...]. Two empty masks have IoU 1
+    (quirk 17).
+    """
     intersection, union = mask_areas(a, b)
     return iou_of_areas(intersection, union)
 
@@ -67,7 +69,10 @@ def iou_of_areas(intersection: ArrayLike, union: ArrayLike) -> np.ndarray:
 
 
 def summarise(records: Sequence[Scored]) -> dict[str, float]:
-    """The figures above, in percent, over all `records`; `sentences` is their number. An empty split gives zeros."""
+    """The figures above, in percent, over all `records`; `sentences` is their number. An empty split gives zeros.
+
+    Every record counts once (quirk 19). For `inconsistency` a box must exceed one half and a mask reach it (quirk 18).
+    """
     boxes = np.array([record.box_iou for record in records], np.float64)  # [N]
     masks = np.nan_to_num(np.array([record.mask_iou for record in records], np.float64))  # [N]
     intersection = sum(record.intersection for record in records)

@@ -6,7 +6,16 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 
@@ -15,20 +24,30 @@ def tell(message: str) -> None:
     Console(stderr=True).print(message, soft_wrap=True, markup=False, highlight=False)
 
 
-class Watch:
-    """Shows epoch, steps, losses, references a second and the time left while the block runs."""
+def fitting(*parts: str, width: int = 80) -> str:
+    """The parts in one line of at most `width` characters; the last ones are left out where there is no room."""
+    line, *others = parts
+    for part in others:
+        if len(line) + 2 + len(part) > width:
+            break
+        line = f"{line}  {part}"
+    return line
 
-    def __init__(self, *, steps: int, done: int, batch: int) -> None:
+
+class Watch:
+    """Shows epoch, losses, share done, references a second and time left while the block runs, in 80 columns."""
+
+    def __init__(self, *, steps: int, done: int, batch: int, quiet: bool = False) -> None:
         """steps: of the whole run, of which `done` were finished earlier. batch: references a step."""
-        console = Console(stderr=True)
+        console = Console(stderr=True, quiet=quiet)
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=10),
+            TaskProgressColumn(),
             _Speed(batch),
             TimeRemainingColumn(elapsed_when_finished=True),
             console=console,
-            disable=not console.is_terminal,
+            disable=quiet or not console.is_terminal,
         )
         self._task = self._progress.add_task("training", total=steps, completed=done)
 
@@ -37,8 +56,8 @@ class Watch:
 
     def losses(self, epoch: int, epochs: int, losses: Mapping[str, float]) -> None:
         """epoch: from 0."""
-        shown = "  ".join(f"{name} {value:.3g}" for name, value in losses.items())
-        self._progress.update(self._task, description=f"epoch {epoch + 1}/{epochs}  {shown}")
+        shown = (f"{name} {value:.3g}" for name, value in losses.items())
+        self._progress.update(self._task, description=fitting(f"epoch {epoch + 1}/{epochs}", *shown, width=43))
 
     def line(self, message: str) -> None:
         """A line that stays, above the live one where there is a terminal."""
@@ -62,7 +81,7 @@ class _Speed(ProgressColumn):
         self._batch = batch
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed * self._batch:,.0f} ref/s" if task.speed else "")
+        return Text(f"{task.speed * self._batch:,.0f} ref/s" if task.speed else "", no_wrap=True)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ metrics.jsonl    losses by step; the same bytes however often the run was interr
 timing.jsonl     what depends on the clock
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import fields as fields_of
@@ -19,15 +18,19 @@ import torch
 from torch import nn
 
 from ..shards.errors import CheckpointError, ConfigError, InputError, StoreError
+from ..shards.records import read_json
 from ..shards.store import Store
 from . import checkpoint
 from .config import ModelConfig, TrainConfig
 from .methods import Method, method_of
+from .origin import Origin
 from .vocabulary import Vocabulary
 
 FORMAT = 1
-NOT_COMPARED = ("store", "store_absolute", "version")
+NOT_COMPARED = ("store", "store_absolute", "version", "words.file")
 """What may differ when a run is continued: it does not change the result."""
+DATA = "samples."
+"""How the names of the data's digests begin."""
 
 C = TypeVar("C")
 
@@ -42,19 +45,43 @@ class Run:
 
     @classmethod
     def open(cls, path: Path | str) -> "Run":
-        """The run in `path`; InputError if there is none, or one that this version cannot read."""
+        """The run in `path`; InputError if there is none, or one that this version cannot read.
+
+        Settings and columns are looked at too; vocabulary and checkpoints where they are needed.
+        """
         path = Path(path)
         try:
-            facts = json.loads((path / "run.json").read_text("utf-8"))
-        except FileNotFoundError as fault:
+            facts = read_json(path / "run.json")
+        except (FileNotFoundError, NotADirectoryError) as fault:
             raise InputError(
                 f"{path}: no run here (it has no run.json); make one with `weakmcn train --out {path}`."
             ) from fault
         except (OSError, ValueError) as fault:
-            raise InputError(f"{path / 'run.json'}: cannot be read ({fault}).") from fault
-        if facts.get("format") != FORMAT:
-            raise InputError(f"{path}: a run in format {facts.get('format')}, this version reads {FORMAT}.")
-        return cls(path, facts)
+            raise InputError(f"{path / 'run.json'}: damaged ({fault}); restore it or train again.") from fault
+        if isinstance(facts, dict) and facts.get("format") != FORMAT:
+            raise InputError(
+                f"{path}: a run in format {facts.get('format')!r}, this version reads {FORMAT}; update weakmcn."
+            )
+        run = cls(path, facts)
+        run._check()
+        return run
+
+    def _check(self) -> None:
+        """InputError where run.json or columns.json is not what `train` or `convert` writes."""
+        file = self.path / "run.json"
+        try:
+            names = (self.facts["dataset"], *([] if self.converted else [self.facts["store"], self.facts["split"]]))
+            if not all(isinstance(name, str) for name in names):
+                raise ValueError("its data set or store is no text")
+            _ = self.method, self.model, self.train
+            file = self.path / "columns.json"
+            if not all(isinstance(made_from["fingerprint"], str) for made_from in self.columns.values()):
+                raise ValueError("a fingerprint is no text")
+        except ConfigError as fault:
+            raise InputError(f"{file}: {fault}") from fault
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
+            detail = f"no {fault}" if isinstance(fault, KeyError) else fault
+            raise InputError(f"{file}: damaged ({detail}); restore it or train again.") from fault
 
     @property
     def method(self) -> Method:
@@ -79,7 +106,7 @@ class Run:
     @property
     def columns(self) -> dict[str, dict]:
         """Stage -> stage.json of the family the run is trained on."""
-        return json.loads((self.path / "columns.json").read_text("utf-8"))
+        return read_json(self.path / "columns.json")
 
     @property
     def checkpoints(self) -> Path:
@@ -94,8 +121,22 @@ class Run:
         return self.path / "timing.jsonl"
 
     @property
+    def converted(self) -> Origin | None:
+        """Where a run that was not trained here comes from; None for one that was."""
+        origin = self.facts.get("converted")
+        return Origin(**origin) if origin else None
+
+    @property
     def store(self) -> Path:
-        """Where the store is: the path as it was given, else the absolute one of that time."""
+        """Where the store is: the path as it was given, else the absolute one of that time.
+
+        InputError for a converted run, which has none.
+        """
+        if self.converted is not None:
+            raise InputError(
+                f"{self.path}: converted from {self.converted.checkpoint}, so it has no store of its own; name one: "
+                "--shards STORE"
+            )
         given = Path(self.facts["store"])
         return given if given.exists() else Path(self.facts["store_absolute"])
 
@@ -113,33 +154,50 @@ class Run:
         newest, _ = checkpoint.newest(self.checkpoints)
         if newest is None:
             raise CheckpointError(f"{self.path}: no checkpoint was written yet; run its `weakmcn train` command again.")
-        net = self.method.build(self.model, len(self.vocabulary), None)
+        net = self.method.build(self.model, self.vocabulary, None)
         checkpoint.load_weights(net, newest, ema=ema)
         return net.to(device).eval()
+
+    def require_trained(self) -> None:
+        """ConfigError for a converted run: it has no optimiser and no place in an order of training to go on from."""
+        if self.converted is not None:
+            raise ConfigError(
+                f"{self.path}: converted from {self.converted.checkpoint}, not trained here, so it cannot be trained "
+                "on; choose a new --out."
+            )
 
     def check_same(self, wanted: Mapping[str, Any]) -> None:
         """ConfigError naming the first setting in which `wanted`, made as run.json is, differs from this run's.
 
-        StoreError if it is only the references or their captions that differ.
+        StoreError if only the data differ, naming what of them: references, captions, vocabulary, photographs.
         """
         has, asked = _flat(self.facts), _flat(wanted)
         differing = [name for name in sorted(has.keys() | asked.keys()) if has.get(name) != asked.get(name)]
         for name in differing:
-            if name not in (*NOT_COMPARED, "samples"):
+            if name not in NOT_COMPARED and not name.startswith(DATA):
                 raise ConfigError(
                     f"{self.path} was made with {name}={has.get(name)!r}, this command says {asked.get(name)!r}; "
                     "say the same, or choose a new --out."
                 )
-        if "samples" in differing:
+        data = [name.removeprefix(DATA) for name in differing if name.startswith(DATA)]
+        if data:
             raise StoreError(
-                f"{self.path}: trained on other references or words of {self.dataset}; choose a new --out."
+                f"{self.path}: the {' and '.join(data)} of {self.dataset} {self.facts['split']} are not those it was "
+                f"trained on; restore them, or choose a new --out."
             )
 
     def check_columns(self, store: Store) -> None:
-        """StoreError unless the store's columns are those that the run is trained on."""
+        """StoreError unless the store's columns are those that the run is trained on, or was converted for."""
+        if (origin := self.converted) is not None:
+            made_from = {stage: family.stage_json["hashed"] for stage, family in store.families.items()}
+            if fault := origin.fault_of(made_from, store.path, self.path, self.dataset):
+                raise StoreError(f"{self.path}: {fault}")
+            return
         for stage, made_from in self.columns.items():
             family = store.families.get(stage)
             if family is None or family.fingerprint != made_from["fingerprint"]:
+                if stage in store.unusable:
+                    store.require([stage], [])
                 has = f"the store has {family.name}" if family else "the store has none"
                 raise StoreError(
                     f"{self.path}: trained on {stage}-{made_from['fingerprint'][:8]}, {has} ({store.path}); "
@@ -169,8 +227,20 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _config(kind: type[C], values: Mapping[str, Any]) -> C:
-    """A frozen settings dataclass from JSON; ConfigError for a setting that this version does not have."""
+    """A frozen settings dataclass from JSON; ConfigError for a setting that is unknown here, or of another type."""
+    usual = kind()
     known = {field.name for field in fields_of(kind)}  # pyright: ignore[reportArgumentType]
     if surplus := sorted(values.keys() - known):
-        raise ConfigError(f"run.json: setting {surplus[0]} is not known to this version of weakmcn.")
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        raise ConfigError(f"setting {surplus[0]} is not known to this version of weakmcn; update weakmcn.")
+    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    for name, value in settings.items():
+        if not _is_like(value, getattr(usual, name)):
+            raise ConfigError(f"setting {name} is {value!r:.40}, not as {getattr(usual, name)!r:.40}; restore it.")
+    return kind(**settings)
+
+
+def _is_like(value: object, usual: object) -> bool:
+    """Whether `value` has the type of `usual`; a whole number will do for a float, any text for an item of ()."""
+    if isinstance(value, tuple) and isinstance(usual, tuple):
+        return all(_is_like(item, usual[0] if usual else "") for item in value)
+    return type(value) is type(usual) or (type(value) is int and type(usual) is float)

@@ -1,11 +1,13 @@
 """Which reference, with which of its sentences, is in which batch: a pure function of (seed, epoch).
 
 Nothing here depends on the number of ranks, threads or earlier epochs, so the whole data state of a run is
-(epoch, batch index). The draws come from a counter-based generator (Philox) keyed by seed and epoch.
+(epoch, batch index); a rank takes its share of each batch. The draws come from a counter-based generator (Philox) keyed
+by seed and epoch.
 
 Two references of one image never meet in a batch: each would be a false negative of the other in the contrastive loss.
 """
 
+import hashlib
 from collections import Counter, deque
 from collections.abc import Sequence
 
@@ -71,6 +73,35 @@ def epoch_batches(
         left.subtract(chosen.keys())
         batches.append([(index, drawn[index]) for index in chosen.values()])
     return batches
+
+
+def share_of(batch: Sequence[Draw], rank: int, ranks: int) -> Sequence[Draw]:
+    """The draws of one rank; the shares of all, one after the other, are the batch.
+
+    ranks: how many there are; `check_ranks` says whether the batch can be dealt out to them.
+    """
+    size = len(batch) // ranks
+    return batch[rank * size : (rank + 1) * size]
+
+
+def check_ranks(batch: int, ranks: int, *, own_negatives: bool = False) -> None:
+    """ConfigError unless a batch can be dealt out equally. own_negatives: a text meets its own rank's images only."""
+    least = 2 if own_negatives else 1
+    fits = [number for number in range(1, batch // least + 1) if batch % number == 0]
+    if ranks in fits:
+        return
+    why = "leaves a rank one image and nothing to contrast it with" if batch % ranks == 0 else "is no equal share"
+    fewer = max((number for number in fits if number < ranks), default=1)
+    nearest = max(batch // ranks, least) * ranks
+    raise ConfigError(
+        f"batch={batch} for {ranks} ranks {why}; train on {fewer} (--devices {fewer}), or --set train.batch={nearest}."
+    )
+
+
+def order_digest(batches: Sequence[Sequence[Draw]]) -> str:
+    """SHA-256 of an order: of its draws one after the other, and of where a batch ends."""
+    numbers = [number for batch in batches for draw in (*batch, (-1, -1)) for number in draw]
+    return hashlib.sha256(np.array(numbers, "<i8").tobytes()).hexdigest()
 
 
 def strangers(images: Sequence, seed: int) -> np.ndarray:

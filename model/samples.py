@@ -1,7 +1,8 @@
 """What a run trains on: the references of a split that have columns and words."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -24,8 +25,8 @@ class Samples:
     usable: list[list[int]]
     """For each reference the sentences that have words, at least one."""
     vocabulary: Vocabulary
-    digest: str
-    """Of all of the above."""
+    digests: dict[str, str]
+    """Of all of the above and of the photographs, by what it is, in words for the user."""
     notes: list[str]
     """What was left out or cut, and how much: one line each, for the user."""
 
@@ -35,29 +36,42 @@ class Samples:
 
 
 def training_samples(
-    store: Store, dataset: str, split: str, *, stages: Sequence[str], max_tokens: int, shuffle_seed: int | None = None
+    store: Store,
+    dataset: str,
+    split: str,
+    *,
+    stages: Sequence[str],
+    max_tokens: int,
+    words: Iterable[str] = (),
+    shuffle_seed: int | None = None,
 ) -> Samples:
     """The samples of a split. StoreError unless the columns of `stages` are there, current and whole.
 
-    shuffle_seed: the control experiment; every reference gets the expressions of a reference of another image.
+    words: the network's own, in the vocabulary after those of the expressions. shuffle_seed: the control experiment;
+    every reference gets the expressions of a reference of another image.
     """
     references = references_of(store, dataset, split)
     skipped = {key for stage in stages for key in store.skipped(stage)}
     pictured = [reference for reference in references if reference.key not in skipped]
-    store.require(stages, [reference.key for reference in pictured])
+    store.require(stages, [reference.key for reference in pictured], dataset=dataset, split=split)
     kept = [reference for reference in pictured if reference.usable]
     keys = [reference.key for reference in kept]
     speakers = kept if shuffle_seed is None else [kept[giver] for giver in strangers(keys, shuffle_seed)]
 
-    vocabulary = Vocabulary.build(sentences_in_row_order(store, dataset))
-    said = [[reference.ref_id, speaker.sentences] for reference, speaker in zip(kept, speakers, strict=True)]
+    vocabulary = Vocabulary.build(chain(sentences_in_row_order(store, dataset), words))
+    ref_ids = [reference.ref_id for reference in kept]
     return Samples(
         keys=keys,
-        ref_ids=[reference.ref_id for reference in kept],
+        ref_ids=ref_ids,
         tokens=[np.stack([vocabulary.ids(text, max_tokens) for text in speaker.sentences]) for speaker in speakers],
         usable=[speaker.usable for speaker in speakers],
         vocabulary=vocabulary,
-        digest=fingerprint([keys, said, vocabulary.rows, max_tokens]),
+        digests={
+            "references": fingerprint([ref_ids, keys]),
+            "captions": fingerprint([speaker.sentences for speaker in speakers]),
+            "vocabulary": fingerprint(vocabulary.rows),
+            "photographs": fingerprint([store.digests[key] for key in keys]),
+        },
         notes=[
             *([] if shuffle_seed is None else ["Control experiment: captions are exchanged between images."]),
             *_left_out(len(references) - len(pictured), len(references), "precompute skipped their image"),

@@ -20,7 +20,7 @@ def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float
 
 
 def averaged(net: nn.Module) -> dict[str, Tensor]:
-    """What the moving average follows: trained parameters, and the floating point statistics of BatchNorm."""
+    """What the moving average follows: trained parameters and BatchNorm's floating point statistics (quirk 24)."""
     tensors: dict[str, Tensor] = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
     for prefix, module in net.named_modules():
         if isinstance(module, _BatchNorm):

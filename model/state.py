@@ -1,5 +1,6 @@
 """Everything that changes while a run trains, and its way into a checkpoint and back."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -17,7 +18,8 @@ ADAM = ("step", "exp_avg", "exp_avg_sq")
 class TrainState:
     """Weights, their moving average, the optimiser, and the place in the order of training.
 
-    The random generators of torch belong to it too; `tensors` and `restore` include them.
+    The random generators of torch belong to it too; `tensors` and `restore` include them. A run goes on from the raw
+    weights, not from their average (quirk 25).
     """
 
     net: nn.Module
@@ -30,8 +32,12 @@ class TrainState:
     step: int = 0
     """Steps finished."""
     window: dict[str, Tensor] = field(default_factory=dict)
-    """Sums of the losses since the last line of metrics.jsonl; they stay on the device."""
+    """Sums of the losses since the last line of metrics.jsonl, in the order of their fields; on the device."""
     window_steps: int = 0
+    _buffers: list[Tensor] = field(default_factory=list)
+    """The network's buffers as `remember` saw them."""
+    _generators: dict[str, Tensor] = field(default_factory=dict)
+    """The same of the random generators."""
 
     @classmethod
     def start(cls, net: nn.Module, config: TrainConfig) -> "TrainState":
@@ -55,13 +61,41 @@ class TrainState:
 
     def advance(self, losses: Any, steps: int) -> None:
         """Count a finished step. losses: a dataclass of scalars. steps: of an epoch."""
-        for item in fields(losses):
-            self.window[item.name] = self.window.get(item.name, 0) + getattr(losses, item.name).detach()
+        # Made anew at every step, so that the order is that of the fields even where a checkpoint gave another.
+        self.window = {
+            item.name: self.window.get(item.name, 0) + getattr(losses, item.name).detach() for item in fields(losses)
+        }
         self.window_steps += 1
         self.step += 1
         self.batch += 1
         if self.batch == steps:
             self.epoch, self.batch = self.epoch + 1, 0
+
+    def remember(self) -> None:
+        """Keep what the next forward pass changes (statistics of BatchNorm, generators), for `forget_step`."""
+        buffers = list(self.net.buffers())
+        if not self._buffers:
+            self._buffers = [torch.empty_like(buffer) for buffer in buffers]
+        if buffers:
+            torch._foreach_copy_(self._buffers, buffers)  # pyright: ignore[reportPrivateImportUsage]
+        self._generators = self._rng()
+
+    def forget_step(self) -> None:
+        """Undo a forward pass after which no step was taken: the state is again the one `remember` saw."""
+        for buffer, before in zip(self.net.buffers(), self._buffers, strict=True):
+            buffer.copy_(before)
+        self._set_rng(self._generators)
+
+    def not_finite(self) -> str | None:
+        """The name of the first tensor of the state that holds a NaN or an infinity; None if all is sound."""
+        return next(
+            (
+                name
+                for name, tensor in self.tensors().items()
+                if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+            ),
+            None,
+        )
 
     def take_window(self) -> dict[str, float]:
         """Mean losses since the last call."""
@@ -86,10 +120,7 @@ class TrainState:
             for part, value in self.optimiser.state.get(weight, {}).items():
                 named[f"adam/{part}/{name}"] = value
         named |= {f"window/{name}": total for name, total in self.window.items()}
-        named["rng/cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            named["rng/cuda"] = torch.cuda.get_rng_state(self.device)
-        return named
+        return named | {f"rng/{name}": state for name, state in self._rng().items()}
 
     def restore(self, saved: Checkpoint) -> None:
         """Become what was saved; CheckpointError if it is the state of another network."""
@@ -102,6 +133,16 @@ class TrainState:
         self.window = {name: total.to(self.device) for name, total in under("window/", saved.tensors).items()}
         self.window_steps = saved.position.window_steps
         self.epoch, self.batch, self.step = saved.position.epoch, saved.position.batch, saved.position.step
-        torch.set_rng_state(saved.tensors["rng/cpu"])
-        if self.device.type == "cuda" and "rng/cuda" in saved.tensors:
-            torch.cuda.set_rng_state(saved.tensors["rng/cuda"], self.device)
+        self._set_rng(under("rng/", saved.tensors))
+
+    def _rng(self) -> dict[str, Tensor]:
+        """States of the generators: of torch on the host and, where the network is on one, on the GPU."""
+        states = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.device)
+        return states
+
+    def _set_rng(self, states: Mapping[str, Tensor]) -> None:
+        torch.set_rng_state(states["cpu"])
+        if self.device.type == "cuda" and "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"], self.device)

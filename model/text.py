@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..shards.errors import ConfigError
+from .config import ModelConfig
 
 PAD = 0
 MASKED = -1e9
@@ -137,3 +138,19 @@ class TextEncoder(nn.Module):
         for block in self.blocks:
             x = block(x, pads)
         return self.pool(x, pads)
+
+
+def text_encoder(config: ModelConfig, vocabulary_size: int, words: Tensor | None) -> TextEncoder:
+    """The sentence encoder of a configuration. words: float [vocabulary_size, word_dim], None for random vectors."""
+    return TextEncoder(
+        vocabulary_size=vocabulary_size,
+        word_dim=config.word_dim,
+        width=config.text_dim,
+        heads=config.text_heads,
+        layers=config.text_layers,
+        ff_dim=config.text_ff_dim,
+        flat_dim=config.text_flat_dim,
+        dropout=config.dropout,
+        train_words=config.train_words,
+        words=words,
+    )

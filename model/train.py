@@ -2,11 +2,15 @@
 
 A run is a pure function of its settings and its data. Its state is small and complete (state.py), and the order of
 training is a function of (seed, epoch), so an interrupted run that is started again ends with the bytes of an
-undisturbed one, on the same machine.
+undisturbed one, on the same machine. On several ranks (ranks.py) each does all of this with its part of every batch,
+and the first alone writes.
 """
 
+import os
+import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from importlib.metadata import version
@@ -17,9 +21,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..shards import faults
 from ..shards.atomic import sweep, write_json
 from ..shards.errors import ConfigError, WeakmcnError
-from ..shards.lock import only_writer
+from ..shards.lock import only_writer, refuse_if_held
 from ..shards.store import Store
 from . import checkpoint
 from .batch import Batch
@@ -28,13 +33,20 @@ from .interrupts import Interrupted, stop_requests
 from .journal import Clock, Journal, cut_to
 from .loader import Loader, RamFeatures, ahead, columns_of
 from .methods import method_of
+from .preflight import check_canvas, check_folder, next_step, odd_settings, word_vectors
 from .progress import Watch, tell
+from .ranks import ALONE, Ranks, RanksDiffer, bits
 from .references import FIRST_SPLIT
 from .run import FORMAT, Run, device_of
-from .sampler import Draw, epoch_batches
+from .sampler import Draw, check_ranks, epoch_batches, order_digest, share_of
 from .samples import Samples, training_samples
 from .schedule import learning_rate
 from .state import TrainState
+from .whole_batch import whole_batch
+from .words import WordTable
+
+Named = list[tuple[int, str]]
+"""Of each reference of a batch: its id, and the key of its image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +60,8 @@ class TrainSettings:
     model: ModelConfig
     train: TrainConfig
     method: str = "weakmcn"
+    words: Path | None = None
+    """A file of word vectors, see words.py; None draws them at random. A run that goes on has them already."""
     split: str = FIRST_SPLIT
     shuffle_captions: bool = False
     """Control experiment: every reference gets the captions of another image's, so that they say nothing about it."""
@@ -55,36 +69,52 @@ class TrainSettings:
     """Where a step's columns come from: the store's files, or memory, filled once at the start."""
     device: str = "auto"
     """A torch device; "auto" is the GPU where there is one."""
+    negatives: Literal["gathered", "local"] = "gathered"
+    """On several ranks, whether a text is contrasted with the images of the whole batch or of its rank alone."""
     checkpoint_minutes: float = 10
     """Between two checkpoints inside an epoch; every epoch ends with one anyway."""
     log_steps: int = 20
     """Steps averaged in one line of metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        for name in ("store", "out"):
-            object.__setattr__(self, name, Path(getattr(self, name)))
+        for name in ("store", "out", "words"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else Path(value))
         method_of(self.method)
         if self.features not in ("disk", "ram"):
             raise ConfigError(f"features={self.features!r} is not known; choose disk or ram.")
+        if self.negatives not in ("gathered", "local"):
+            raise ConfigError(f"negatives={self.negatives!r} is not known; choose gathered or local.")
         if self.log_steps < 1:
             raise ConfigError(f"log_steps={self.log_steps} must be at least 1.")
 
 
+class NotFinite(WeakmcnError):  # noqa: N818 - says what was found
+    """A loss, a gradient or a weight is NaN or infinite."""
+
+
 def train_epoch(
-    state: TrainState, batches: Iterable[tuple[Batch, list[int]]], config: TrainConfig, steps: int
+    state: TrainState, batches: Iterable[tuple[Batch, Named]], config: TrainConfig, steps: int, ranks: Ranks = ALONE
 ) -> Iterator[None]:
     """What is left of an epoch; hands over after every step.
 
-    batches: each with the ids of its references. steps: of a whole epoch.
+    batches: each with what it was made of; a rank has its part of the batch, and the names of all. steps: of a whole
+    epoch. NotFinite, the state as before the step, where a loss or the norm of its gradient is not finite; all ranks
+    see the same sums, so they take the step together or not at all. float32 throughout (quirk 26).
     """
     state.net.train()
-    for batch, ref_ids in batches:
-        losses = state.net.losses(batch, state.epoch)  # pyright: ignore[reportCallIssue]
+    for batch, named in batches:
+        faults.point("step", str(state.step))
+        state.remember()
+        ranks.draw_anew(config.seed, state.step)
+        losses = state.net.losses(batch, state.epoch, ranks=ranks)  # pyright: ignore[reportCallIssue]
         state.optimiser.zero_grad(set_to_none=True)
         losses.total.backward()
+        losses = ranks.sum_step(state.weights, losses)
         norm = nn.utils.clip_grad_norm_(state.weights, config.clip_norm)
         if not torch.isfinite(losses.total.detach() + norm):
-            raise _not_finite(state.step, losses, ref_ids)
+            state.forget_step()
+            raise _not_finite(state.step, losses, named)
         state.set_rate(learning_rate(state.step, steps, config))
         state.optimiser.step()
         state.average.update(state.step)
@@ -92,49 +122,76 @@ def train_epoch(
         yield
 
 
-def train(settings: TrainSettings, *, after_step: Callable[[TrainState], None] | None = None) -> Run:
+def train(
+    settings: TrainSettings,
+    *,
+    ranks: Ranks = ALONE,
+    after_step: Callable[[TrainState], None] | None = None,
+    notes: Sequence[str] = (),
+) -> Run:
     """Train, or go on with what `settings.out` holds, until the last epoch is done; a finished run is left as it is.
 
+    ranks: those that train it together, each of which calls this; see launch.py.
     after_step: called after every step, before it is logged or saved; what it raises ends the run as a crash would.
-    Raises InputError (nothing was started) for settings, a store or a run folder that do not fit; Interrupted when a
-    signal asked for the end and all is saved; WeakmcnError, before the step, when a loss is not finite.
+    notes: lines for the user, told with its own once all is found to fit.
+    Raises InputError (nothing was started) for settings, a store, word vectors or a run folder that do not fit;
+    Interrupted when a signal asked for the end and all is saved; NotFinite, before the step and with all earlier ones
+    saved, when a loss is not finite. Of several ranks, one raises these and the others `ToldElsewhere`; LostRank where
+    another one ended without a word.
     """
-    needs = method_of(settings.method).fields(settings.model)
-    store = Store.open(settings.store)
-    stages = list(dict.fromkeys(column.partition(".")[0] for column in columns_of(needs).values()))
-    samples = training_samples(
-        store,
-        settings.dataset,
-        settings.split,
-        stages=stages,
-        max_tokens=settings.model.max_tokens,
-        shuffle_seed=settings.train.seed if settings.shuffle_captions else None,
-    )
-    device = device_of(settings.device)
-    loader = Loader(store, needs, device=device)
-    # Before anything is written: can a batch be filled, and do the columns have the network's sizes?
-    samples.steps(settings.train.batch)
-    loader.batch(samples.keys[:1], samples.tokens[0][:1]).check(settings.model, masks="masks" in needs)
-    with only_writer(settings.out, "weakmcn train"):
-        run = _open_run(settings, store, samples, stages)
-        state, log_bytes = _state_of(run, device)
+    with ranks.all_or_none():
+        check_folder(settings.out)
+        refuse_if_held(settings.out)
+        check_ranks(settings.train.batch, ranks.size, own_negatives=settings.negatives == "local")
+        method = method_of(settings.method)
+        needs = method.fields(settings.model)
+        store = Store.open(settings.store)
+        check_canvas(store, settings.model.side_px, settings.dataset)
+        stages = list(dict.fromkeys(column.partition(".")[0] for column in columns_of(needs).values()))
+        samples = training_samples(
+            store,
+            settings.dataset,
+            settings.split,
+            stages=stages,
+            max_tokens=settings.model.max_tokens,
+            words=method.words(settings.model),
+            shuffle_seed=settings.train.seed if settings.shuffle_captions else None,
+        )
+        device = device_of(settings.device)
+        loader = Loader(store, needs, device=device)
+        # Before anything is written: have the columns the network's sizes, is a batch filled, is there a vector?
+        loader.batch(samples.keys[:1], samples.tokens[0][:1]).check(settings.model, needs)
+        samples.steps(settings.train.batch)
+        table, words = word_vectors(settings.out, settings.words, samples.vocabulary, settings.model.word_dim)
+    with ExitStack() as held:
+        with ranks.in_turn():
+            if ranks.first:
+                held.enter_context(only_writer(settings.out, "weakmcn train"))
+                run = _open_run(settings, ranks, store, samples, stages, words)
+            else:
+                run = Run.open(settings.out)
+            state, log_bytes = _state_of(run, device, table, ranks)
         if state.epoch >= settings.train.epochs:
-            tell(
-                f"{run.path}: all {state.epoch} epochs are done. Measure it: weakmcn eval --run {run.path} --split val"
-            )
+            if ranks.first:
+                tell(f"{run.path}: all {state.epoch} epochs are done. {next_step(run.path)}")
             return run
-        for note in samples.notes:
-            tell(note)
-        if settings.features == "ram":
-            loader.features = RamFeatures(loader.features, samples.keys)
-        cut_to(run.metrics, log_bytes)
-        _train(run, settings, state, samples, loader, after_step)
+        with ranks.all_or_none():
+            if ranks.first:
+                covered = [table.summary] if table else []
+                odd = odd_settings(method, settings.model, settings.train, has_words=words is not None)
+                for note in (*notes, *samples.notes, *covered, *odd):
+                    tell(note)
+                cut_to(run.metrics, log_bytes)
+            if settings.features == "ram":
+                loader.features = RamFeatures(loader.features, samples.keys)
+        _train(run, settings, ranks, state, samples, loader, after_step)
     return run
 
 
 def _train(
     run: Run,
     settings: TrainSettings,
+    ranks: Ranks,
     state: TrainState,
     samples: Samples,
     loader: Loader,
@@ -144,16 +201,21 @@ def _train(
     config, steps = settings.train, samples.steps(settings.train.batch)
     pause = 60 * settings.checkpoint_minutes
     saved_at = time.monotonic()
+    metrics, timing = (run.metrics, run.timing) if ranks.first else (Path(os.devnull), Path(os.devnull))
     with (
-        Watch(steps=steps * config.epochs, done=state.step, batch=config.batch) as watch,
-        Journal(run.metrics, run.timing, watch, epochs=config.epochs) as journal,
-        stop_requests() as stop,
+        Watch(steps=steps * config.epochs, done=state.step, batch=config.batch, quiet=not ranks.first) as watch,
+        Journal(metrics, timing, watch, epochs=config.epochs) as journal,
+        ranks.one_voice(NotFinite, Interrupted, RanksDiffer),
+        _kept(run, settings, ranks, state, journal),
+        stop_requests(lambda: watch.line("Stopping: this step is finished and saved first.")) as stop,
     ):
         while (epoch := state.epoch) < config.epochs:
             clock, first = Clock(), state.step
             draws = epoch_batches(samples.keys, samples.usable, seed=config.seed, epoch=epoch, batch=config.batch)
-            batches = clock.waiting_for(ahead(partial(_batch, loader, samples), draws[state.batch :]))
-            for _ in train_epoch(state, batches, config, steps):
+            if ranks.together:
+                _check_ranks_agree(f"{run.path}: epoch {epoch + 1}", ranks, state, draws)
+            batches = clock.waiting_for(ahead(partial(_batch, loader, samples, ranks), draws[state.batch :]))
+            for _ in train_epoch(state, batches, config, steps, ranks):
                 if after_step:
                     after_step(state)
                 watch.step()
@@ -161,26 +223,72 @@ def _train(
                 if at_end or state.window_steps == settings.log_steps:
                     rate = learning_rate(state.step - 1, steps, config)
                     journal.losses(epoch=epoch, step=state.step, rate=rate, losses=state.take_window())
-                if at_end or stop.signal_number or time.monotonic() - saved_at > pause:
-                    checkpoint.save(run.checkpoints, state.tensors(), state.position(journal.flush()))
+                signal_number, is_time = ranks.highest(stop.signal_number or 0, time.monotonic() - saved_at > pause)
+                if at_end or signal_number or is_time:
+                    _save(run, ranks, state, journal)
                     saved_at = time.monotonic()
-                if stop.signal_number and state.epoch < config.epochs:
+                if signal_number and state.epoch < config.epochs:
                     raise Interrupted(
                         f"{run.path}: interrupted after step {state.step:,}, which is saved; "
                         "run the same command again to go on.",
-                        stop.signal_number,
+                        signal_number,
                     )
             journal.epoch(epoch, clock.stop(references=(state.step - first) * config.batch))
 
 
-def _batch(loader: Loader, samples: Samples, drawn: Sequence[Draw]) -> tuple[Batch, list[int]]:
-    """The drawn batch, and the ids of its references."""
-    tokens = np.stack([samples.tokens[reference][sentence] for reference, sentence in drawn])
-    keys = [samples.keys[reference] for reference, _ in drawn]
-    return loader.batch(keys, tokens), [samples.ref_ids[reference] for reference, _ in drawn]
+def _check_ranks_agree(where: str, ranks: Ranks, state: TrainState, draws: Sequence[Sequence[Draw]]) -> None:
+    """RanksDiffer, on every rank, unless all are about to take the same steps from the same weights."""
+    facts = {
+        "steps done": state.step,
+        "steps left": len(draws) - state.batch,
+        "order": int(order_digest(draws)[:15], 16),
+        "weights": bits(state.weights),
+    }
+    ranks.require_same(facts, where)
 
 
-def _open_run(settings: TrainSettings, store: Store, samples: Samples, stages: Sequence[str]) -> Run:
+def _save(run: Run, ranks: Ranks, state: TrainState, journal: Journal) -> None:
+    """Write a checkpoint, the first rank; NotFinite, and none is written, if the state is worth nothing."""
+    if (name := state.not_finite()) is not None:
+        raise NotFinite(f"step {state.step - 1}: {name} is not finite after it")
+    if ranks.first:
+        checkpoint.save(run.checkpoints, state.tensors(), state.position(journal.flush()))
+
+
+@contextmanager
+def _kept(run: Run, settings: TrainSettings, ranks: Ranks, state: TrainState, journal: Journal) -> Iterator[None]:
+    """Where something is not finite, save what was trained before, if that is sound, and tell what is kept."""
+    try:
+        yield
+    except NotFinite as fault:
+        if state.not_finite() is None:
+            _save(run, ranks, state, journal)
+            kept = f"all {state.step:,} steps before it are saved"
+        else:
+            any_saved = any(run.checkpoints.glob(checkpoint.RECORDS))
+            kept = "the newest checkpoint is from before that" if any_saved else "no checkpoint was written yet"
+        raise NotFinite(
+            f"{run.path}: {fault}; {kept}. Lower the learning rate (--set train.lr=…, with a new --out), or look for "
+            f"damage: weakmcn store verify {shlex.quote(str(settings.store))}"
+        ) from None
+
+
+def _batch(loader: Loader, samples: Samples, ranks: Ranks, drawn: Sequence[Draw]) -> tuple[Batch, Named]:
+    """This rank's share of the drawn batch, and what the whole of it was made of."""
+    own = share_of(drawn, ranks.rank, ranks.size)
+    tokens = np.stack([samples.tokens[reference][sentence] for reference, sentence in own])
+    keys = [samples.keys[reference] for reference, _ in own]
+    return loader.batch(keys, tokens), [(samples.ref_ids[reference], samples.keys[reference]) for reference, _ in drawn]
+
+
+def _open_run(
+    settings: TrainSettings,
+    ranks: Ranks,
+    store: Store,
+    samples: Samples,
+    stages: Sequence[str],
+    words: Mapping[str, Any] | None,
+) -> Run:
     """The run in `settings.out`, made now or found; ConfigError or StoreError if what is found is another run."""
     facts = {
         "format": FORMAT,
@@ -194,8 +302,11 @@ def _open_run(settings: TrainSettings, store: Store, samples: Samples, stages: S
         "log_steps": settings.log_steps,
         "store": str(settings.store),
         "store_absolute": str(settings.store.absolute()),
-        "samples": samples.digest,
+        "samples": samples.digests,
+        "words": words,
     }
+    if settings.negatives == "local" and ranks.together:  # then, and only then, their number changes the loss
+        facts["negatives"] = f"local, {ranks.size} ranks"
     out = settings.out
     sweep(out)
     sweep(out / "checkpoints")
@@ -210,23 +321,27 @@ def _open_run(settings: TrainSettings, store: Store, samples: Samples, stages: S
     return Run.open(out)
 
 
-def _state_of(run: Run, device: torch.device) -> tuple[TrainState, int]:
+def _state_of(run: Run, device: torch.device, table: WordTable | None, ranks: Ranks) -> tuple[TrainState, int]:
     """The state to go on from, and the length that metrics.jsonl had then; a damaged newest checkpoint is told."""
     torch.manual_seed(run.train.seed)
-    state = TrainState.start(run.method.build(run.model, len(run.vocabulary), None).to(device), run.train)
+    vectors = table.vectors if table else None
+    net = whole_batch(run.method.build(run.model, run.vocabulary, vectors), ranks)
+    state = TrainState.start(net.to(device), run.train)
     newest, faults = checkpoint.newest(run.checkpoints)
     if newest is None:
         return state, 0
-    for fault in faults:
-        tell(f"{fault} Going on from {newest.path.name}.")
-    checkpoint.prune(run.checkpoints, newest.position)
+    if ranks.first:
+        for fault in faults:
+            tell(f"{fault} Going on from {newest.path.name}.")
+        checkpoint.prune(run.checkpoints, newest.position)
     state.restore(newest)
     return state, newest.position.metrics_bytes
 
 
-def _not_finite(step: int, losses: Any, ref_ids: Sequence[int]) -> WeakmcnError:
+def _not_finite(step: int, losses: Any, named: Named) -> NotFinite:
     terms = ", ".join(f"{term.name} {getattr(losses, term.name).item():.4g}" for term in fields(losses))
-    return WeakmcnError(
+    ref_ids, keys = zip(*named, strict=True)
+    return NotFinite(
         f"step {step}: a loss or its gradient is not finite ({terms}), the step was not taken; references "
-        f"{', '.join(map(str, ref_ids))}. Check the store with `weakmcn store verify`, or lower the learning rate."
+        f"{', '.join(map(str, ref_ids))} of images {', '.join(keys)}"
     )

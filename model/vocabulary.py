@@ -2,10 +2,9 @@
 
 Row 0 pads, row 1 stands for every word that was not seen, row 2 is kept for parity with released checkpoints and never
 used; then the words in order of first appearance over all splits of a data set, the training split first. The order is
-part of a trained network: it numbers the rows of the word table.
+part of a trained network: it numbers the rows of the word table (quirk 21).
 """
 
-import json
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from ..shards.atomic import write_json
 from ..shards.errors import ConfigError
+from ..shards.records import read_json
 
 PAD, UNK, CLS = 0, 1, 2
 RESERVED = ("PAD", "UNK", "CLS")
@@ -70,9 +70,13 @@ class Vocabulary:
     def load(cls, path: Path) -> "Vocabulary":
         """Read what `save` wrote; ConfigError if it is something else."""
         try:
-            rows = json.loads(path.read_text("utf-8"))
+            rows = read_json(path)
         except (OSError, ValueError) as fault:
-            raise ConfigError(f"{path}: no vocabulary can be read from it ({fault}).") from fault
+            reason = fault.strerror if isinstance(fault, OSError) else fault
+            raise ConfigError(f"{path}: no vocabulary can be read from it ({reason}); restore it.") from fault
         if not isinstance(rows, list) or not all(isinstance(row, str) for row in rows):
-            raise ConfigError(f"{path}: not a JSON list of words, so not a vocabulary.")
-        return cls(rows)
+            raise ConfigError(f"{path}: not a JSON list of words, so not a vocabulary; restore it.")
+        try:
+            return cls(rows)
+        except ConfigError as fault:
+            raise ConfigError(f"{path}: {fault}") from fault

@@ -14,14 +14,20 @@ from . import losses as terms
 from .batch import Batch
 from .config import ModelConfig
 from .fusion import BankMixer, MultiScaleFusion
-from .text import TextEncoder
-from .wrec import Matcher, candidate_boxes, clip_to_photo, position_embedding
+from .ranks import ALONE, Ranks
+from .text import text_encoder
+from .wrec import Matcher, candidate_boxes, clip_to_photo, pick, position_embedding
 from .wres import MaskHead
+
+
+def fields_of(config: ModelConfig) -> tuple[str, ...]:
+    """What WeakMCN reads of a batch beside tokens and letterbox; masks only where a mask loss is asked for."""
+    return ("dark_s8", "dark_s16", "dark_s32", *config.banks, "cells", "boxes", "masks")
 
 
 @dataclass(frozen=True, eq=False)
 class Losses:
-    """Scalars of one step; a term that was not computed is 0."""
+    """Scalars of one step, on several ranks each rank's share of them; a term that was not computed is 0."""
 
     det: Tensor
     """Contrast of texts and candidates."""
@@ -51,13 +57,13 @@ class Predictions:
     similarity: Tensor
     """float [B, K], of the sentence with each candidate of its image."""
     chosen: Tensor
-    """int64 [B], the most similar candidate."""
+    """int64 [B], the candidate that answers: the most similar one. APL's boxes are its own; the one nearest to that."""
     boxes: Tensor
-    """float32 [B, 4], its box, x0 y0 x1 y1 in pixels; not clipped unless the configuration says so."""
+    """float32 [B, 4], the box, x0 y0 x1 y1 in pixels; not clipped unless the configuration says so."""
     scores: Tensor
-    """float32 [B], the detector's objectness of that box."""
-    mask_logits: Tensor
-    """float [B, S, S]; a pixel belongs to the mask where sigmoid > 0.5."""
+    """float32 [B], objectness of that box: the detector's, APL's own."""
+    mask_logits: Tensor | None
+    """float [B, S, S]; a pixel belongs to the mask where sigmoid > 0.5. None from a system that predicts no masks."""
 
 
 class WeakMCN(nn.Module):
@@ -65,24 +71,13 @@ class WeakMCN(nn.Module):
 
     words: float [vocabulary_size, word_dim], the word table, or None for a random one. Weights of the released network
     that never get a gradient (both down-modules, `mid_proj` and `top_proj` of the second fusion, `w_m` of the attention
-    block) are left out: 643,329 of 21,551,879 parameters of the Ti configurations.
+    block) are left out (quirk 28): 643,329 of 21,551,879 parameters of the Ti configurations.
     """
 
     def __init__(self, config: ModelConfig, vocabulary_size: int, words: Tensor | None = None) -> None:
         super().__init__()
         self.config = config
-        self.text = TextEncoder(
-            vocabulary_size=vocabulary_size,
-            word_dim=config.word_dim,
-            width=config.text_dim,
-            heads=config.text_heads,
-            layers=config.text_layers,
-            ff_dim=config.text_ff_dim,
-            flat_dim=config.text_flat_dim,
-            dropout=config.dropout,
-            train_words=config.train_words,
-            words=words,
-        )
+        self.text = text_encoder(config, vocabulary_size, words)
         self.fusion = MultiScaleFusion(config.dark_channels, config.wrec_dim, outputs=("s8", "s16", "s32"))
         self.rec_banks, self.res_banks = (
             BankMixer(config.bank_channels, config.wrec_dim, config.dynamic) if config.banks else None for _ in range(2)
@@ -97,33 +92,35 @@ class WeakMCN(nn.Module):
             dropout=config.dropout,
         )
 
-    def losses(self, batch: Batch, epoch: int, parts: bool = False) -> Losses:
-        """The loss terms of one batch.
+    def losses(self, batch: Batch, epoch: int, parts: bool = False, ranks: Ranks = ALONE) -> Losses:
+        """The loss terms of one batch, or of this rank's part of it.
 
         epoch: counted from 0; below `warm_epochs` the total is `det` alone, from `isl_start_epoch` on ISL weighs the
-        mask loss. parts: compute the mask terms during warm-up too, though they do not enter the total.
+        mask loss (quirk 11). parts: compute the mask terms during warm-up too, though they do not enter the total.
 
         Without `parts` a warm-up step does not run the mask branch at all. The authors' does, for nothing but its
         BatchNorm statistics, which start moving here only after the warm-up (quirk 27).
-        Raises `StoreError` if the batch does not fit the configuration. Needs B >= 2 in training mode: a BatchNorm
-        sees one value an expression.
+        Raises `StoreError` if the batch does not fit the configuration. Needs B >= 2 in training mode, over all ranks:
+        a BatchNorm sees one value an expression.
         """
         warm = epoch < self.config.warm_epochs
         with_masks = parts or not warm
-        batch.check(self.config, masks=with_masks)
+        batch.check(self.config, self._needs(masks=with_masks))
         text = self.text(batch.tokens)  # [B, D]
         coarse, *finer = self._fuse(batch, ("s32", "s8", "s16") if with_masks else ("s32",))
         coarse, candidates = self._candidates(coarse, batch)
-        similarity = torch.einsum("bd,akd->bak", self.matcher.sentences(text), candidates)  # [B, B, K]
-        det = terms.anchor_contrast(similarity)
+        images, first = ranks.contrasted(candidates)
+        similarity = torch.einsum("bd,akd->bak", self.matcher.sentences(text), images)  # [B, B, K]
+        det = ranks.share(terms.anchor_contrast(similarity, first))
         if not with_masks:
             nothing = torch.zeros_like(det)
             return Losses(det=det, mask=nothing, scl=nothing, total=det)
 
         fine, middle = finer
         logits = self._mask_logits(fine, middle, coarse, text, batch)
-        chosen = similarity.detach().diagonal().argmax(dim=0)  # [B]; the diagonal is [K, B]
+        chosen = similarity.detach().diagonal(first).argmax(dim=0)  # [B]; the diagonal is [K, B]
         mask, scl = self._mask_terms(logits, chosen, batch, epoch)
+        scl = ranks.share(scl)
         return Losses(det=det, mask=mask, scl=scl, total=det if warm else det + mask + scl)
 
     @torch.no_grad()
@@ -132,13 +129,13 @@ class WeakMCN(nn.Module):
 
         Raises `StoreError` if the batch does not fit the configuration.
         """
-        batch.check(self.config)
+        batch.check(self.config, self._needs(masks=False))
         text = self.text(batch.tokens)
         coarse, fine, middle = self._fuse(batch, ("s32", "s8", "s16"))
         coarse, candidates = self._candidates(coarse, batch)
         similarity = torch.einsum("bd,bkd->bk", self.matcher.sentences(text), candidates)
         chosen = similarity.argmax(dim=1)
-        boxes, scores = candidate_boxes(_pick(batch.boxes, chosen))
+        boxes, scores = candidate_boxes(pick(batch.boxes, chosen))
         if self.config.clip_boxes_in_eval:
             boxes = clip_to_photo(boxes, batch.letterbox)
         return Predictions(
@@ -149,7 +146,11 @@ class WeakMCN(nn.Module):
             mask_logits=self._mask_logits(fine, middle, coarse, text, batch),
         )
 
-    def _cast(self, x: Tensor) -> Tensor:
+    def _needs(self, *, masks: bool) -> tuple[str, ...]:
+        return tuple(field for field in fields_of(self.config) if masks or field != "masks")
+
+    def _cast(self, x: Tensor | None) -> Tensor:
+        assert x is not None  # the batch was checked
         return x.to(self.matcher.visual.weight.dtype)
 
     def _banks(self, batch: Batch) -> dict[str, Tensor]:
@@ -180,16 +181,11 @@ class WeakMCN(nn.Module):
     def _mask_terms(self, logits: Tensor, chosen: Tensor, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
         """Cross-entropy with the chosen candidates' pseudo masks, and the projection loss on their clipped boxes."""
         assert batch.masks is not None
-        target = terms.unpack_bits(_pick(batch.masks, chosen))
-        boxes, _ = candidate_boxes(_pick(batch.boxes, chosen))
+        target = terms.unpack_bits(pick(batch.masks, chosen))
+        boxes, _ = candidate_boxes(pick(batch.boxes, chosen))
         box = terms.box_bits(clip_to_photo(boxes, batch.letterbox), self.config.side_px)
         bce = terms.mask_bce(logits, target)  # [B]
         if self.config.isl and epoch >= self.config.isl_start_epoch:
             bce = bce * terms.agreement(logits, box, self.config.isl_threshold)
         scl = terms.projection_loss(logits, box) if self.config.scl else logits.new_zeros(())
         return bce.sum(), scl
-
-
-def _pick(values: Tensor, chosen: Tensor) -> Tensor:
-    """values: [B, K, ...]; chosen: int64 [B]; returns [B, ...]."""
-    return values[torch.arange(len(chosen), device=chosen.device), chosen]

@@ -10,16 +10,26 @@ import torch
 from torch import Tensor, nn
 
 
+def most_confident(boxes: Tensor) -> Tensor:
+    """The box of a cell with the largest objectness, the first on ties: [..., 5]. boxes: float32 [..., 4, 5]."""
+    best = boxes[..., 4].argmax(dim=-1)[..., None, None].expand(*boxes.shape[:-2], 1, 5)
+    return boxes.gather(-2, best).squeeze(-2)
+
+
 def candidate_boxes(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """The most confident of a cell's four boxes, the first on ties: corners [..., 4], objectness [...].
+    """The most confident of a cell's four boxes: corners [..., 4], objectness [...].
 
     boxes: float32 [..., 4, 5], cx cy w h objectness. Corners are computed in float32 as the authors do (x1 = x0 + w,
     not cx + w/2), because masks and box bits are sensitive to the last bit.
     """
-    best = boxes[..., 4].argmax(dim=-1)[..., None, None].expand(*boxes.shape[:-2], 1, 5)
-    cx, cy, width, height, objectness = boxes.gather(-2, best).squeeze(-2).unbind(dim=-1)
+    cx, cy, width, height, objectness = most_confident(boxes).unbind(dim=-1)
     x0, y0 = cx - width / 2, cy - height / 2
     return torch.stack([x0, y0, x0 + width, y0 + height], dim=-1), objectness
+
+
+def pick(values: Tensor, chosen: Tensor) -> Tensor:
+    """What belongs to the chosen candidate. values: [B, K, ...]; chosen: int64 [B]; returns [B, ...]."""
+    return values[torch.arange(len(chosen), device=chosen.device), chosen]
 
 
 def clip_to_photo(boxes: Tensor, letterbox: Tensor) -> Tensor:

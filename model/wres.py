@@ -17,7 +17,8 @@ from .fusion import SLOPE, ConvBlock, MultiScaleFusion
 class Modulation(nn.Module):
     """One scale times the sentence, each after its own 1 x 1 convolution, BatchNorm and LeakyReLU.
 
-    On the text side a BatchNorm sees one value an expression, so training needs two expressions at least.
+    On the text side a BatchNorm sees one value an expression, so training needs two expressions at least, and a batch
+    is never split (quirk 31).
     """
 
     def __init__(self, visual_dim: int, text_dim: int, width: int) -> None:

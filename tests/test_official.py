@@ -1,7 +1,8 @@
 """Official checkpoints: every key is accounted for, the way there and back is exact, and what does not fit is named.
 
 `data/official_keys.json` holds the keys and shapes of the released networks outside their frozen encoders (-1 stands
-for the size of the vocabulary): `tiny` in full, of `small` what differs.
+for the size of the vocabulary): WeakMCN's `tiny` in full and of `small` what differs, `refclip` in full and of `apl`
+what is more.
 """
 
 import dataclasses
@@ -14,16 +15,43 @@ import pytest
 import torch
 from torch import Tensor
 from weakmcn.model.config import PRESETS, ModelConfig, TrainConfig, preset, train_preset
-from weakmcn.model.official import DEAD, FROZEN, fates, from_official, official_table, to_official
+from weakmcn.model.methods import method_of, recipe
+from weakmcn.model.official import (
+    DEAD,
+    FROZEN,
+    fates,
+    from_official,
+    network_from_official,
+    official_table,
+    system_of,
+    to_official,
+)
+from weakmcn.model.refclip import RefCLIP
+from weakmcn.model.vocabulary import RESERVED, Vocabulary
 from weakmcn.model.weakmcn import WeakMCN
 from weakmcn.shards.errors import CheckpointError, ConfigError
 
 FACTS = json.loads((Path(__file__).parent / "data" / "official_keys.json").read_text())
+ROWS = 9
+VOCABULARY = Vocabulary((*RESERVED, "red", "gray", "person", "traffic", "light", "dog"))
+REFCLIP = recipe("refclip", "refcoco")[0]
+CONFIGS = {
+    "refcoco": ("weakmcn", preset("refcoco")),
+    "refcoco-small": ("weakmcn", preset("refcoco-small")),
+    "refclip": ("refclip", REFCLIP),
+    "refclip on referit": ("refclip", dataclasses.replace(REFCLIP, text_layers=1, candidates=34, max_tokens=20)),
+    "apl": ("apl", recipe("apl", "refcoco")[0]),
+}
+"""Released network -> method, configuration."""
 SHAPES = {
     "refcoco": FACTS["tiny"],
     "refcoco-small": FACTS["tiny"] | FACTS["small"],
+    "refclip": FACTS["refclip"],
+    "refclip on referit": {
+        k: v for k, v in FACTS["refclip"].items() if ".sa_list.1" not in k and ".sa_list.2" not in k
+    },
+    "apl": FACTS["refclip"] | FACTS["apl"],
 }
-ROWS = 9
 
 SMALL = ModelConfig(
     side_px=64,
@@ -56,21 +84,28 @@ def small_state() -> dict[str, Tensor]:
     return to_official(WeakMCN(SMALL, ROWS))
 
 
+DEAD_BLOCKS = {
+    "weakmcn": {
+        "attention_manner": ("w_m",),
+        "multi_scale_manner_sup": (*(f"down_modules.{i}.{j}" for i in (0, 1) for j in (1, 2)), "mid_proj", "top_proj"),
+    },
+    "refclip": {"multi_scale_manner": ("bot_proj", "mid_proj")},
+    "apl": {"attention_manner": ("w_m",), "multi_scale_manner_sup": ("bot_proj", "mid_proj")},
+}
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_official_key_is_mapped_to_one_weight_or_listed_as_dead(name: str) -> None:
-    table = official_table(preset(name))
+    method, config = CONFIGS[name]
+    table = official_table(config, method)
     assert set(table) == set(SHAPES[name])
+    with torch.device("meta"):
+        weights = method_of(method).build(config, VOCABULARY, None).state_dict()
     mapped = [ours for ours in table.values() if ours != DEAD]
     assert len(mapped) == len(set(mapped))
-    dead = {key.rsplit(".", 1)[0] for key, ours in table.items() if ours == DEAD}
-    blocks = (
-        *(f"down_modules.{i}.{j}" for i in (0, 1) for j in (1, 2)),
-        *("mid_proj", "top_proj"),
-    )
-    assert dead == {
-        "attention_manner.w_m",
-        *(f"multi_scale_manner_sup.{block}.{layer}" for block in blocks for layer in ("conv", "batch_norm")),
-    }
+    assert set(mapped) == set(weights)
+    dead = tuple(f"{module}.{block}." for module, blocks in DEAD_BLOCKS[method].items() for block in blocks)
+    assert {key for key, ours in table.items() if ours == DEAD} == {key for key in table if key.startswith(dead)}
 
 
 # Section 17 of the method page: trainable parameters of the authors' modules, and those that never get a gradient.
@@ -90,23 +125,65 @@ TOTAL = (21_551_879, 32_317_447)
 NEVER_LEARN = (643_329, 2_564_609)
 
 
-@pytest.mark.parametrize(("column", "name"), [(0, "refcoco"), (1, "refcoco-small")])
-def test_parameters_equal_the_published_ones_less_the_dead(column: int, name: str) -> None:
-    config = preset(name)
+def counted(name: str) -> tuple[Counter[str], Counter[str]]:
+    """Parameters by module of the authors', in our network and among the dead."""
+    method, config = CONFIGS[name]
     with torch.device("meta"):
-        net = WeakMCN(config, ROWS)
-    theirs = {ours: key for key, ours in official_table(config).items()}
-    ours, dead = Counter(), Counter()
+        net = method_of(method).build(config, VOCABULARY, None)
+    theirs = {ours: key for key, ours in official_table(config, method).items()}
+    ours, dead = Counter[str](), Counter[str]()
     for key, value in net.named_parameters():
         if value.requires_grad:
             ours[theirs[key].split(".")[0]] += value.numel()
-    for key, fate in official_table(config).items():
+    for key, fate in official_table(config, method).items():
         if fate == DEAD and not key.endswith(("running_mean", "running_var", "num_batches_tracked")):
             dead[key.split(".")[0]] += math.prod(SHAPES[name][key])
+    return ours, dead
+
+
+@pytest.mark.parametrize(("column", "name"), [(0, "refcoco"), (1, "refcoco-small")])
+def test_parameters_equal_the_published_ones_less_the_dead(column: int, name: str) -> None:
+    ours, dead = counted(name)
     for modules, published in TABLE.items():
         assert sum(ours[module] + dead[module] for module in modules.split(", ")) == published[column], modules
     assert sum(dead.values()) == NEVER_LEARN[column]
     assert sum(ours.values()) == TOTAL[column] - NEVER_LEARN[column]
+
+
+# The method page of RefCLIP and APL; of APL it gives the modules in millions.
+LINEARS = ("linear_vs", "linear_ts", "linear_vs_pos", "linear_tag", "linear_vs_proj", "soft_weights")
+MILLIONS = {
+    "lang_encoder": 11.10,
+    "tag_encoder": 11.10,
+    "multi_scale_manner": 15.61,
+    "multi_scale_manner_sup": 4.46,
+    "fusion_manner": 2.37,
+    "attention_manner": 1.32,
+    "sup_head": 1.31,
+    "linear_decoder": 0.79,
+}
+
+
+def test_refclip_has_the_published_parameters_less_the_dead() -> None:
+    ours, dead = counted("refclip")
+    assert {module: ours[module] + dead[module] for module in ours} == {
+        "lang_encoder": 11_101_697,
+        "multi_scale_manner": 15_611_904,
+        "linear_vs": 787_456 - 262_656,
+        "linear_ts": 262_656,
+    }
+    assert (sum(ours.values()), sum(dead.values())) == (27_501_057 - 2_363_392, 2_363_392)
+    ours, dead = counted("refclip on referit")
+    assert sum(ours.values()) + sum(dead.values()) == 21_196_289
+
+
+def test_apl_has_the_published_parameters_less_the_dead() -> None:
+    ours, dead = counted("apl")
+    assert sum(ours[name] for name in LINEARS) / 1e6 == pytest.approx(1.84, abs=0.005)
+    assert set(ours) == {*LINEARS, *MILLIONS}
+    for module, millions in MILLIONS.items():
+        assert (ours[module] + dead[module]) / 1e6 == pytest.approx(millions, abs=0.005), module
+    assert (sum(ours.values()), sum(dead.values())) == (49_910_539 - 924_161, 924_161)
 
 
 def test_a_fusion_of_refclip_width_gives_the_count_nearest_to_the_papers() -> None:
@@ -123,6 +200,54 @@ def test_the_round_trip_is_exact_for_every_mapped_key() -> None:
     assert all(torch.equal(value, state[key]) for key, value in back.items())
     assert net.text.words.weight.shape == (ROWS, 300)
     assert not net.text.words.weight.requires_grad
+
+
+@pytest.mark.parametrize("name", ["refclip", "apl"])
+def test_the_round_trip_of_the_other_systems_is_exact_too(name: str) -> None:
+    method, config = CONFIGS[name]
+    state = random_state(name)
+    assert system_of(state) == method
+    net = network_from_official(method, state, config, VOCABULARY)
+    back = to_official(net)
+    told = fates(state, config, method)
+    assert set(back) == {key for key, fate in told.items() if fate not in (FROZEN, DEAD)}
+    assert all(torch.equal(value, state[key]) for key, value in back.items())
+    assert {told[key] for key in FACTS["frozen"] if key.startswith("visual_encoder")} == {FROZEN}
+
+
+def test_each_system_is_known_by_its_keys() -> None:
+    for name, (method, _) in CONFIGS.items():
+        assert system_of(SHAPES[name]) == system_of(f"module.{key}" for key in SHAPES[name]) == method
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (["module_list.0.conv.weight"], r"none of WeakMCN, RefCLIP, APL: no key lang_encoder.*module_list.0.conv"),
+        (["lang_encoder.embedding.weight"], r"no key multi_scale_manner\.\* among their 1"),
+        (["epoch", "state_dict", "optimizer"], r"pass what is under its 'state_dict'"),
+        ([], r"among their 0 \(none\)"),
+    ],
+    ids=["detector", "text encoder", "container", "empty"],
+)
+def test_weights_of_no_system_are_told_what_they_lack(keys: list[str], words: str) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        system_of(keys)
+
+
+@pytest.mark.parametrize(("method", "theirs"), [("refclip", "apl"), ("apl", "refclip"), ("weakmcn", "apl")])
+def test_weights_of_another_system_are_refused_by_name(method: str, theirs: str) -> None:
+    config = next(config for name, config in CONFIGS.values() if name == method)
+    title = {"refclip": "RefCLIP", "apl": "APL", "weakmcn": "WeakMCN"}[method]
+    with pytest.raises(CheckpointError, match=f"not an official {title} state dict .*(unknown|missing)"):
+        fates(SHAPES[theirs], config, method)
+
+
+def test_a_vocabulary_of_other_annotations_is_refused() -> None:
+    method, config = "refclip", dataclasses.replace(SMALL, banks=())
+    state = to_official(RefCLIP(config, ROWS + 1))
+    with pytest.raises(CheckpointError, match=r"word table of these weights has 10 rows, the vocabulary 9: .*file"):
+        network_from_official(method, state, config, VOCABULARY)
 
 
 def test_what_is_exported_is_a_copy() -> None:

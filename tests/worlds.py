@@ -28,6 +28,8 @@ from weakmcn.shards.writer import Record, write_shard
 SIDE = 96
 LETTERBOX = Letterbox.fit(72, 96, SIDE)
 COLOURS = ("red", "green", "blue", "yellow", "purple", "grey", "black", "white", "pink", "brown", "orange", "cyan")
+RGB = ("f00", "0f0", "00f", "ff0", "808", "888", "000", "fff", "fcd", "a62", "f80", "0ff")
+"""Of the colours, a hexadecimal digit a channel."""
 CANDIDATES = 3
 DATASET = "toy"
 
@@ -70,11 +72,12 @@ def make_store(
     codec: str = "f16",
     skipped: Collection[int] = (),
     edit: Callable[[Rows], None] | None = None,
+    stages: Collection[str] = ("detect", "dino", "sam", "masks"),
 ) -> Path:
     """Write the store; its path.
 
     train, val: images of each split, one reference with two sentences each. skipped: images that the detector's stage
-    did not encode. edit: changes the rows of the references before they are written.
+    did not encode. edit: changes the rows of the references before they are written. stages: families to write.
     """
     rng = np.random.default_rng(seed)
     images = [_image(rng) for _ in range(train + val)]
@@ -84,7 +87,7 @@ def make_store(
     if edit:
         edit(rows)
     write_table(references_path(path, DATASET), pa.Table.from_pylist(rows, REFERENCES))
-    for stage in ("detect", "dino", "sam", "masks"):
+    for stage in stages:
         write_family(path, stage, images, codec=codec, skipped=skipped if stage == "detect" else ())
     return path
 
@@ -145,7 +148,7 @@ def _image(rng: np.random.Generator) -> dict:
             "cells": cells.astype(np.int32),
             "boxes": boxes,
             "classes": rng.random((CANDIDATES, 4)).astype(np.float32),
-            "colours": rng.random((CANDIDATES, 3)).astype(np.float32),
+            "colours": np.array([[17 * int(digit, 16) for digit in RGB[colour]] for colour in colours], np.float32),
         },
         "dino": {"tokens": shown(12, 16)},
         "sam": {"embedding": shown(4, 16)},
