@@ -48,3 +48,15 @@ pocket-weights:
 # Score of the pocket network by minutes of training:  just score-against-time STORE --minutes 1,2,4
 score-against-time store *flags:
     {{ python }} tests/bench/score_against_time.py {{ store }} {{ flags }}
+
+# Measure something, for the docs:  just bench codecs, just bench real_sizes --size l
+bench name *flags:
+    {{ python }} -m tests.bench.{{ name }} {{ flags }}
+
+# The fault tests at full length, an hour at most; fewer of each:  just soak --minutes 5
+soak *flags:
+    {{ python }} -m tests.soak {{ flags }}
+
+# Seeded defects, each of which the tests must catch
+mutants *flags:
+    {{ python }} -m tests.mutants {{ flags }}
