@@ -48,6 +48,7 @@ class Attempts:
                 return outcome
             self._looking = None  # nothing found: the whole shard has one attempt left
             return None
+        self.task = replace(self.task, beside=None)  # fewer things that could be at fault
         if outcome.fatal is not None:
             return outcome
         if outcome.culprit is not None:

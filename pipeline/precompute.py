@@ -46,6 +46,7 @@ from .stages import (
     recipes,
     recorded,
     require_fit,
+    shares_pass,
     stage_named,
 )
 from .statistics import overlaps, plan_statistics
@@ -208,6 +209,8 @@ def _run(report: Report, shards: Shards, executor: Executor, console: Console, *
     in_use = families_in_use(store)
     whole: list[StagePlan] = []
     failed: dict[str, set[int]] = {}
+    made: dict[str, set[int]] = {}
+    """Stage -> shards that another stage's pass has made already."""
     tell_device(console, plan, executor.device)
     with Progress(console) as progress:
         for stage in plan.stages:
@@ -217,10 +220,20 @@ def _run(report: Report, shards: Shards, executor: Executor, console: Console, *
             missing = failed[stage.stage.name] = set().union(*(failed.get(need, ()) for need in stage.stage.needs))
             if stage.stage.name == "detect" and not _measured(report, executor, progress):
                 missing.update(stage.due)
-            tasks = _tasks(plan, stage, shards, folder, without=missing, skip_bad=skip_bad)
-            progress.begin(stage.stage.name, done=stage.images_total - stage.images_due, total=stage.images_total)
+            ready = made.get(stage.stage.name, set())
+            tasks = _tasks(plan, stage, shards, folder, without=missing | ready, skip_bad=skip_bad)
+            later = _sharing(plan, stage)
+            if later is not None:
+                besides = _beside(plan, later, shards, executor.device, failed)
+                tasks = [replace(task, beside=besides.get(task.shard)) for task in tasks]
+            done = stage.images_total - stage.images_due + report.images[stage.stage.name]
+            progress.begin(stage.stage.name, done=done, total=stage.images_total)
             for outcome in executor.run(tasks):
                 if isinstance(outcome, ShardDone):
+                    if later is not None and outcome.beside_bytes is not None:
+                        made.setdefault(later.stage.name, set()).add(outcome.shard)
+                        report.images[later.stage.name] += outcome.images
+                        report.bytes += outcome.beside_bytes
                     report.images[stage.stage.name] += outcome.images
                     report.bytes += outcome.bytes
                     progress.advance(outcome.images)
@@ -237,6 +250,26 @@ def _run(report: Report, shards: Shards, executor: Executor, console: Console, *
     tell_failures(console, report)
     for stage in whole:
         set_current(store, stage.stage.name, stage.recipe.family)
+
+
+def _sharing(plan: Plan, stage: StagePlan) -> StagePlan | None:
+    """The stage of the plan that the pass of `stage` over the photographs can make too."""
+    for later in plan.stages:
+        if later.stage.shares == stage.stage.name and shares_pass(later.stage, plan.config):
+            return later
+    return None
+
+
+def _beside(
+    plan: Plan, later: StagePlan, shards: Shards, device: str, failed: Mapping[str, set[int]]
+) -> dict[int, ShardTask]:
+    """Shard -> task of a later stage, where all that it reads is there and no image is left out."""
+    without = set().union(*(failed.get(need, ()) for need in later.stage.needs))
+    for need in dict.fromkeys(column.partition(".")[0] for column in columns_read(later.stage, plan.config)):
+        survey = Family.open(plan.store / plan.families[need]).survey
+        without |= {number for number in later.due if number not in survey.shards or survey.shards[number].skipped}
+    tasks = _tasks(plan, later, shards, _begin(plan, later, device), without=without, skip_bad=False)
+    return {task.shard: task for task in tasks}
 
 
 def _measured(report: Report, executor: Executor, progress: Progress) -> bool:

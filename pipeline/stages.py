@@ -46,6 +46,10 @@ class Stage:
     """Version of the computation: raised when the same settings come to give other values."""
     default: bool = True
     """Whether it runs without being asked for."""
+    shares: str = ""
+    """A stage whose pass over the photographs does for this one too, unless this one reads what that one stored."""
+    shared_encoder: str = ""
+    """Where the encoder is that gives the fields of both."""
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -62,6 +66,8 @@ STAGES = (
         section="sam",
         needs=("detect", "sam"),
         reads=("detect.boxes",),
+        shares="sam",
+        shared_encoder="sam:SamAndMaskEncoder",
     ),
     Stage(  # patch tokens, one embedding a candidate
         name="clip",
@@ -265,9 +271,16 @@ def require_fit(stages: Iterable[Stage], config: PipelineConfig) -> None:
             load_encoder(stage, config, "meta")
 
 
-def load_encoder(stage: Stage, config: PipelineConfig, device: str) -> Encoder:
-    """The stage's frozen network with its weights, on `device`."""
-    module, _, name = stage.encoder.partition(":")
+def shares_pass(stage: Stage, config: PipelineConfig) -> bool:
+    """Whether one pass over the photographs can make the stage and the one it shares with."""
+    return bool(stage.shares) and not any(
+        column.partition(".")[0] == stage.shares for column in columns_read(stage, config)
+    )
+
+
+def load_encoder(stage: Stage, config: PipelineConfig, device: str, *, shared: bool = False) -> Encoder:
+    """The stage's frozen network with its weights, on `device`; shared: that of this stage and the one it shares."""
+    module, _, name = (stage.shared_encoder if shared else stage.encoder).partition(":")
     return getattr(importlib.import_module(f".encoders.{module}", __package__), name)(config, device)
 
 

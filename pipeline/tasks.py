@@ -40,6 +40,9 @@ class ShardTask:
     """(key, reason) of the images left out so far."""
     one_by_one: bool = False
     """Try the images one at a time and write nothing: a search for the one that makes workers fail."""
+    beside: "ShardTask | None" = None
+    """The same shard of another stage, which the same pass over the photographs makes; left to that stage's own turn
+    as soon as anything fails."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,6 +67,8 @@ class ShardDone:
     seconds: float
     skipped: tuple[tuple[str, str], ...] = ()
     """(key, reason) of the images left out."""
+    beside_bytes: int | None = None
+    """Of the shard of the task's `beside`, where that was published too."""
 
 
 @dataclass(frozen=True, kw_only=True)

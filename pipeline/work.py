@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from itertools import zip_longest
@@ -32,7 +32,7 @@ from ..shards.tables import IMAGES
 from ..shards.writer import Record, write_shard
 from .attempts import Attempts
 from .images import Photo
-from .stages import Encoder, columns_read, load_encoder, stage_named
+from .stages import Encoder, Stage, columns_read, load_encoder, stage_named
 from .tasks import ImageRow, Outcome, ShardDone, ShardFailed, ShardTask, StatisticsTask
 from .trail import Trail, images_in, read_trail
 
@@ -62,7 +62,7 @@ class Worker:
         faults.point("shard", shard_name(task.shard))
         with Trail(task.folder, task.shard) as trail:
             try:
-                size, skipped = self._work(task, trail)
+                size, skipped, beside_bytes = self._work(task, trail)
             except BadImageError as error:
                 return ShardFailed(shard=task.shard, reason=str(error), culprit=error.key)
             except StageError as error:  # a value that cannot be stored, or a photograph that changed
@@ -77,17 +77,26 @@ class Worker:
                 return ShardFailed(shard=task.shard, reason=_described(error), may_pass=True, at=at)
         images = len(task.images) - (len(skipped) - len(task.skipped))
         seconds = time.monotonic() - started
-        return ShardDone(shard=task.shard, images=images, bytes=size, seconds=seconds, skipped=skipped)
+        return ShardDone(
+            shard=task.shard,
+            images=images,
+            bytes=size,
+            seconds=seconds,
+            skipped=skipped,
+            beside_bytes=beside_bytes,
+        )
 
-    def _work(self, task: ShardTask, trail: Trail) -> tuple[int, tuple[tuple[str, str], ...]]:
-        """Bytes written and images skipped."""
-        stage = stage_named(task.stage)
-        if self._kept is None or self._kept[0] != task.fingerprint:
+    def _work(self, task: ShardTask, trail: Trail) -> tuple[int, tuple[tuple[str, str], ...], int | None]:
+        """Bytes written, images skipped, bytes of the shard beside."""
+        stage, beside = stage_named(task.stage), task.beside
+        key = f"{task.fingerprint} {beside.fingerprint if beside else ''}"
+        if self._kept is None or self._kept[0] != key:
             trail.at("load")
             faults.point("load", task.stage)
             self._kept = None  # the network before goes first, for its memory
-            encoder = load_encoder(stage, task.config, self._device)
-            self._kept = task.fingerprint, encoder, InputColumns(task, columns_read(stage, task.config))
+            last = beside or task  # of two stages in one pass the later reads the columns of both
+            encoder = load_encoder(stage_named(last.stage), task.config, self._device, shared=beside is not None)
+            self._kept = key, encoder, InputColumns(last, columns_read(stage_named(last.stage), task.config))
         _, encoder, columns = self._kept
         without = columns.skipped(task.shard)  # nothing can be made of what an input does not have
         skipped = {row.key: without[row.key] for row in task.images if row.key in without} | dict(task.skipped)
@@ -96,19 +105,40 @@ class Worker:
             for row in left:
                 for _ in encoded(replace(task, images=(row,)), encoder, columns, trail):
                     pass
-            return 0, ()
+            return 0, (), None
         if isinstance(task, StatisticsTask):
-            return _write_statistics(task, encoder, trail), ()
-        sidecar = write_shard(
-            task.folder,
-            task.shard,
-            encoded(replace(task, images=left), encoder, columns, trail),
-            fingerprint=task.fingerprint,
-            codec=task.config.codec,
-            fields=stage.fields,
-            skipped=skipped.items(),
+            return _write_statistics(task, encoder, trail), (), None
+        records = encoded(replace(task, images=left), encoder, columns, trail)
+        if beside is None:
+            return _write(task, records, skipped), tuple(sorted(skipped.items())), None
+        kept: list[Record] = []  # packed masks: a few kilobytes an image
+        size = _write(task, _parted(records, stage, stage_named(beside.stage), kept), skipped)
+        return size, tuple(sorted(skipped.items())), _write(beside, kept, skipped)
+
+
+def _write(task: ShardTask, records: Iterable[Record], skipped: Mapping[str, str]) -> int:
+    """Publish the shard; bytes written."""
+    sidecar = write_shard(
+        task.folder,
+        task.shard,
+        records,
+        fingerprint=task.fingerprint,
+        codec=task.config.codec,
+        fields=stage_named(task.stage).fields,
+        skipped=skipped.items(),
+    )
+    return sidecar.bytes
+
+
+def _parted(records: Iterable[Record], stage: Stage, other: Stage, kept: list[Record]) -> Iterator[Record]:
+    """Of records that hold the fields of two stages those of the first; those of the other are added to `kept`."""
+    for record in records:
+        own, others = (
+            replace(record, values={field.name: record.values[field.name] for field in each.fields})
+            for each in (stage, other)
         )
-        return sidecar.bytes, tuple(sorted(skipped.items()))
+        yield own
+        kept.append(others)
 
 
 class BadImageError(ImageError):

@@ -123,18 +123,14 @@ class SamEncoder:
 
     def __init__(self, config: PipelineConfig, device: str) -> None:
         self.batch = config.sam.batch
-        self._grid = config.side_px // 16
+        self._side = config.side_px
         self._sam = prompted_model(config.sam, device)
 
     @torch.inference_mode()
     def encode(self, photos: list[Photo], inputs: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
         """Field embedding of each photo. `inputs` is not read."""
         del inputs
-        embeddings = self._sam.embed(photos)
-        if embeddings.shape[-1] != self._grid:
-            size = (self._grid, self._grid)
-            embeddings = F.interpolate(embeddings, size, mode="bilinear", align_corners=False, antialias=True)
-        return [{"embedding": embedding.cpu().numpy()} for embedding in embeddings]
+        return _on_canvas_grid(self._sam.embed(photos), self._side)
 
 
 class MaskEncoder:
@@ -154,15 +150,49 @@ class MaskEncoder:
     @torch.inference_mode()
     def encode(self, photos: list[Photo], inputs: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
         """Fields bits and iou of each photo. `inputs` needs the columns that `SamConfig.mask_inputs` names."""
-        records = []
-        for photo, embedding, columns in zip(photos, self._embeddings(photos, inputs), inputs, strict=True):
-            boxes = prompt_boxes(photo, columns["detect.boxes"])
-            masks, iou = self._sam.masks(embedding, boxes, self._side)
-            records.append({"bits": pack_masks(masks.cpu().numpy()), "iou": iou.cpu().numpy()})
-        return records
+        return _drawn(self._sam, self._embeddings(photos, inputs), photos, inputs, self._side)
 
     def _embeddings(self, photos: list[Photo], inputs: list[dict[str, np.ndarray]]) -> Tensor:
         if not self._stored:
             return self._sam.embed(photos)
         stored = np.stack([columns["sam.embedding"] for columns in inputs])
         return torch.from_numpy(stored).to(self._device).float()
+
+
+class SamAndMaskEncoder:
+    """Stages `sam` and `masks` in one pass over the photographs, where both start from SAM's own embedding."""
+
+    def __init__(self, config: PipelineConfig, device: str) -> None:
+        self.batch = config.sam.batch
+        self._side = config.side_px
+        self._sam = prompted_model(config.sam, device)
+
+    @torch.inference_mode()
+    def encode(self, photos: list[Photo], inputs: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+        """Fields embedding, bits and iou of each photo. `inputs` needs detect.boxes."""
+        embeddings = self._sam.embed(photos)
+        masks = _drawn(self._sam, embeddings, photos, inputs, self._side)
+        return [one | other for one, other in zip(_on_canvas_grid(embeddings, self._side), masks, strict=True)]
+
+
+def _on_canvas_grid(embeddings: Tensor, side_px: int) -> list[dict[str, np.ndarray]]:
+    """Field embedding of each image, resampled to [C, S/16, S/16] where it has another grid."""
+    size = (side_px // 16, side_px // 16)
+    if embeddings.shape[2:] != size:
+        embeddings = F.interpolate(embeddings, size, mode="bilinear", align_corners=False, antialias=True)
+    return [{"embedding": embedding.cpu().numpy()} for embedding in embeddings]
+
+
+def _drawn(
+    sam: SamModel | EfficientSamModel,
+    embeddings: Tensor,
+    photos: list[Photo],
+    inputs: list[dict[str, np.ndarray]],
+    side_px: int,
+) -> list[dict[str, np.ndarray]]:
+    """Fields bits and iou of each photo, for the boxes in its column detect.boxes."""
+    records = []
+    for photo, embedding, columns in zip(photos, embeddings, inputs, strict=True):
+        masks, iou = sam.masks(embedding, prompt_boxes(photo, columns["detect.boxes"]), side_px)
+        records.append({"bits": pack_masks(masks.cpu().numpy()), "iou": iou.cpu().numpy()})
+    return records
