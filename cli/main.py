@@ -6,6 +6,7 @@ Nothing here or in the verbs' modules imports torch, Ray or OpenCV before a verb
 import inspect
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from . import convert, demo, doctor, evaluate, pocket, precompute, predict, stor
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
+_terminated = threading.Event()
 DEBUG = "--debug"
 STOPPED = "interrupted; what was finished is kept, the same command goes on from there."
 
@@ -93,7 +95,7 @@ def main() -> int:
     except typer.TyperException as fault:
         return _tell(_usage(fault), fault.exit_code, debug)
     except SystemExit as ended:
-        if ended.code != TERMINATED:
+        if ended.code != TERMINATED and not _terminated.is_set():  # Ray turns ours into one of its own at times
             raise
         return _tell(STOPPED, TERMINATED, debug)
     except OSError as fault:
@@ -124,4 +126,5 @@ def _usage(fault: typer.TyperException) -> str:
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    _terminated.set()
     raise SystemExit(TERMINATED)

@@ -191,7 +191,10 @@ def run_tests(folder: Path, tests: tuple[str, ...]) -> tuple[bool, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="just mutants", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", default="", help="mutants whose name contains this")
-    chosen = [mutant for mutant in MUTANTS if parser.parse_args().only in mutant.name]
+    only = parser.parse_args().only
+    chosen = [mutant for mutant in MUTANTS if only in mutant.name]
+    if not chosen:
+        parser.error(f"no defect's name contains {only!r}; there are: {'; '.join(each.name for each in MUTANTS)}")
     caught = 0
     with tempfile.TemporaryDirectory(prefix="weakmcn-mutants-") as temporary:
         folder = Path(temporary)

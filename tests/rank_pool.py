@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,9 @@ class Pool:
 
 
 def main(rank: int, size: int, meeting: str) -> None:
-    dist.init_process_group("gloo", rank=rank, world_size=size, init_method=f"file://{meeting}")
+    dist.init_process_group(
+        "gloo", rank=rank, world_size=size, init_method=f"file://{meeting}", timeout=timedelta(seconds=60)
+    )
     for line in sys.stdin:
         name, arguments = json.loads(line)
         try:

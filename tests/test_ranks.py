@@ -20,6 +20,7 @@ from weakmcn.model.children import GRACE_S, RankFailed, run_ranks
 from weakmcn.model.config import TrainConfig
 from weakmcn.model.interrupts import Interrupted
 from weakmcn.model.launch import Place, place_in, rank_device, train_on
+from weakmcn.model.ranks import ALONE, Ranks
 from weakmcn.model.run import Run
 from weakmcn.model.train import TrainSettings, train
 from weakmcn.shards.errors import ConfigError
@@ -78,6 +79,17 @@ def test_losses_gradients_and_statistics_are_those_of_one_process(
 def test_local_negatives_contrast_a_text_with_its_own_ranks_images_only(pair: Pool) -> None:
     for got, wanted in pair.ask(rank_pool.local_contrast):
         assert got == pytest.approx(wanted, rel=1e-12)
+
+
+def test_dropout_is_a_function_of_seed_step_and_rank_and_a_process_alone_keeps_its_generator() -> None:
+    def drawn(seed: int, step: int, ranks: Ranks) -> float:
+        ranks.draw_anew(seed, step)
+        return torch.rand(()).item()
+
+    places = [(seed, step, Ranks(rank=rank, size=2)) for seed in (1, 2) for step in (0, 1) for rank in (0, 1)]
+    assert len({drawn(*place) for place in places}) == len(places)
+    assert [drawn(*place) for place in places] == [drawn(*place) for place in places]
+    assert drawn(1, 0, ALONE) != drawn(1, 0, ALONE)
 
 
 # Agreement
@@ -363,10 +375,12 @@ def test_a_second_signal_ends_ranks_that_do_not_stop(tmp_path: Path) -> None:
             os.kill(os.getpid(), number)
             time.sleep(0.2)
 
+    began = time.monotonic()
     sent = when(lambda: len(list(tmp_path.glob("* deaf"))) == 2, send_twice)
     with pytest.raises(Interrupted, match="interrupted; what was finished is kept") as stopped:
         started(tmp_path, deaf, deaf)
     sent.join()
+    assert time.monotonic() - began < 30
     assert stopped.value.exit_code == 143
     assert ranks_of(os.getpid()) == []
 

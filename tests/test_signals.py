@@ -75,7 +75,7 @@ def test_a_signal_ends_a_run_that_hangs(
     sent = time.monotonic()
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == status
+    assert process.returncode == status, err
     assert time.monotonic() - sent < GRACE_S
     assert err.rstrip().splitlines()[-1] == (
         "weakmcn: interrupted; what was finished is kept, the same command goes on from there."

@@ -1,4 +1,4 @@
-"""`just soak`: the long form of the fault tests, about 20 minutes on two idle cores at full counts.
+"""`just soak`: the long form of the fault tests: 25 minutes at full counts on two cores with other work.
 
     python -m tests.soak --minutes 60        all parts at full counts: what the reliability page reports
     python -m tests.soak --minutes 3         a twentieth of them
@@ -104,6 +104,8 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}")
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
+    if unknown := set(asked.only.split(",")) - PARTS.keys():
+        parser.error(f"--only {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
     share = min(1.0, asked.minutes / FULL_MINUTES)
     failed = False
     for name in asked.only.split(","):
