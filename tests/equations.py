@@ -40,6 +40,15 @@ TINY = ModelConfig(
 VOCABULARY = 12
 
 
+def unmoved(net: nn.Module) -> set[str]:
+    """Names of the weights that the last backward pass gave no gradient but rounding."""
+    return {
+        name
+        for name, weight in net.named_parameters()
+        if weight.requires_grad and (weight.grad is None or weight.grad.abs().max() < 1e-12)
+    }
+
+
 def unlike_any_other(net: nn.Module) -> None:
     """Leaves no weight at a special value: norms scale and shift, running statistics are not 0 and 1."""
     with torch.no_grad():

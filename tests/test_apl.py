@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,20 +24,12 @@ from weakmcn.pipeline.pocket.scenes import SHAPES
 from weakmcn.shards.errors import ConfigError, StoreError
 
 from . import worlds
-from .equations import TINY, Equations, close, make_batch, sigmoid, softmax, unlike_any_other
+from .equations import TINY, Equations, close, make_batch, sigmoid, softmax, unlike_any_other, unmoved
 from .test_box_head import plain_assignment, plain_iou
 
 NAMES = ("dog", "traffic light", "cell-phone")
 CONFIG = replace(TINY, banks=(), wrec_dim=16, wres_dim=12, class_names=NAMES, warm_epochs=2)
 VOCABULARY = Vocabulary((*RESERVED, "a", "dog", "light", "the", *COLOURS, "traffic", "cell", "phone"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def build(config: ModelConfig = CONFIG) -> APL:
@@ -264,12 +255,7 @@ def test_every_weight_learns_but_those_that_cannot_matter() -> None:
     """Zero in theory: biases in front of a norm over the batch, and shifts that a softmax does not see."""
     net, batch = build().double(), make_batch(config=CONFIG)
     net.losses(batch, epoch=2).total.backward()
-    unmoved = {
-        name
-        for name, weight in net.named_parameters()
-        if weight.requires_grad and (weight.grad is None or weight.grad.abs().max() < 1e-12)
-    }
-    assert unmoved == {
+    assert unmoved(net) == {
         *(f"box_head.modulate.{i}.{side}.bias" for i in range(3) for side in ("visual", "textual")),
         *("box_head.attention.merge.bias", "box_head.attention.collect_key.bias"),
         *(f"{text}.blocks.{i}.attention.key.bias" for text in ("text", "prompts.text") for i in range(2)),

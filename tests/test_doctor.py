@@ -21,25 +21,11 @@ from weakmcn.pipeline.encoders.published import PUBLISHED
 from weakmcn.pipeline.encoders.weights import SHIPPED_FOLDER
 from weakmcn.shards.fingerprint import file_sha256
 
+from .section17 import NEVER_LEARN, TABLE, TOTAL
 from .tiny import write_data
 
 DOCS = Path(__file__).parent.parent / "docs"
 
-# Section 17 of the method page: parameters of each group of the authors' modules, R = 256 and R = 512.
-MODULES = {
-    "lang_encoder": (11_101_697, 11_101_697),
-    "multi_scale_manner": (4_660_224, 4_660_224),
-    "linear_vs linear_ts": (525_312, 525_312),
-    "linear_dino_rec linear_dino_res": (787_456, 787_456),
-    "linear_sam_rec linear_sam_res": (263_168, 263_168),
-    "linear_router_rec linear_router_res": (2_052, 2_052),
-    "fusion_manner": (792_576, 1_585_152),
-    "multi_scale_manner_sup": (1_117_696, 4_463_616),
-    "attention_manner": (397_313, 1_318_913),
-    "seg_head": (1_904_385, 7_609_857),
-}
-TOTAL = (21_551_879, 32_317_447)
-NEVER_LEARN = (643_329, 2_564_609)
 # The pages of RefCLIP and APL; APL's own sums are given to two decimals of a million.
 REFCLIP = {"lang_encoder": 11_101_697, "multi_scale_manner": 15_611_904, "linear_vs linear_ts": 787_456}
 APL_MILLIONS = {
@@ -64,7 +50,7 @@ def test_every_module_has_as_many_parameters_as_the_authors_less_those_that_neve
     config = preset(name)
     column = {256: 0, 512: 1}[config.wres_dim]
     table = parameter_table(config)
-    assert {module: total_of(table, module) for module in MODULES} == {m: sizes[column] for m, sizes in MODULES.items()}
+    assert {module: total_of(table, module) for module in TABLE} == {m: sizes[column] for m, sizes in TABLE.items()}
     assert (table.total, table.total - table.learns) == (TOTAL[column], NEVER_LEARN[column])
     assert sum(table.left_out.values()) == NEVER_LEARN[column]
 

@@ -4,7 +4,6 @@ The second implementation that it is held against is in equations.py.
 """
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,16 +15,7 @@ from weakmcn.model.official import to_official
 from weakmcn.model.weakmcn import Losses, WeakMCN
 from weakmcn.shards.errors import StoreError
 
-from .equations import TINY, VOCABULARY, Equations, close, make_batch, unlike_any_other
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Maps of a few cells gain nothing from threads, and wait for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from .equations import TINY, VOCABULARY, Equations, close, make_batch, unlike_any_other, unmoved
 
 
 def build(config: ModelConfig = TINY, seed: int = 0) -> WeakMCN:
@@ -129,12 +119,7 @@ def test_every_weight_learns_but_those_that_cannot_matter() -> None:
     """Zero in theory: biases in front of a norm over the batch, and shifts that a softmax does not see."""
     net, batch = build().double(), make_batch()
     net.losses(batch, epoch=12).total.backward()
-    unmoved = {
-        name
-        for name, parameter in net.named_parameters()
-        if parameter.requires_grad and (parameter.grad is None or parameter.grad.abs().max() < 1e-12)
-    }
-    assert unmoved == {
+    assert unmoved(net) == {
         *(f"mask_head.modulate.{i}.{side}.bias" for i in range(3) for side in ("visual", "textual")),
         "mask_head.attention.merge.bias",
         "mask_head.attention.collect_key.bias",

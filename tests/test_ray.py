@@ -14,6 +14,7 @@ from weakmcn.pipeline.health import ray_fault
 from weakmcn.pipeline.precompute import precompute
 from weakmcn.shards.errors import InputError
 
+from .soak.ray_kills import working
 from .tiny import digests, write_data, write_weights
 
 pytestmark = pytest.mark.ray
@@ -64,7 +65,7 @@ def test_ray_and_this_process_write_the_same_bytes_even_if_a_worker_is_killed(tm
     def kill_one() -> None:
         while not killed and not is_over.wait(0.01):
             if list((tmp_path / "ray").glob("detect-*/*.tar")):  # the run is well under way
-                for pid in working()[:1]:
+                for pid in working(os.getpid(), b"ray::Worker.run")[:1]:
                     os.kill(pid, signal.SIGKILL)
                     killed.append(pid)
 
@@ -77,28 +78,6 @@ def test_ray_and_this_process_write_the_same_bytes_even_if_a_worker_is_killed(tm
         killer.join()
     assert len(killed) == 1
     assert on_ray == undisturbed
-
-
-def working() -> list[int]:
-    """Our own actors at work, by the title that Ray gives a process and by their descent from this one."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            is_actor = (folder / "cmdline").read_bytes().startswith(b"ray::Worker.run")
-            if is_actor and os.getpid() in ancestors(int(folder.name)):
-                found.append(int(folder.name))
-        except OSError:  # it has just ended
-            continue
-    return found
-
-
-def ancestors(pid: int) -> set[int]:
-    found: set[int] = set()
-    while pid > 1:
-        status = Path(f"/proc/{pid}/status").read_text()
-        pid = int(status.partition("PPid:")[2].split()[0])
-        found.add(pid)
-    return found
 
 
 def test_more_workers_than_cores_are_refused_instead_of_awaited() -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,9 @@ from weakmcn.model.train import TrainSettings, train
 from weakmcn.shards.errors import ConfigError, StoreError
 
 from . import worlds
-from .equations import TINY, VOCABULARY, Equations, close, make_batch, unlike_any_other
+from .equations import TINY, VOCABULARY, Equations, close, make_batch, unlike_any_other, unmoved
 
 CONFIG = replace(TINY, banks=(), wrec_dim=16)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def build(config: ModelConfig = CONFIG) -> RefCLIP:
@@ -82,12 +74,7 @@ def test_only_what_it_reads_need_be_in_a_batch() -> None:
 def test_every_weight_learns_but_those_that_cannot_matter() -> None:
     net, batch = build().double(), make_batch(config=CONFIG)
     net.losses(batch, epoch=0).total.backward()
-    unmoved = {
-        name
-        for name, parameter in net.named_parameters()
-        if parameter.requires_grad and (parameter.grad is None or parameter.grad.abs().max() < 1e-12)
-    }
-    assert unmoved == {
+    assert unmoved(net) == {
         *(f"text.blocks.{i}.attention.key.bias" for i in range(2)),
         "text.pool.score.bias",
         "matcher.visual.bias",

@@ -79,12 +79,12 @@ def kill_workers(world: World, folder: Path, *, kills: int, seed: int) -> Kills:
     return done
 
 
-def working(driver: int) -> list[int]:
+def working(driver: int, title: bytes = b"ray::Worker") -> list[int]:
     """The driver's actors, by the title that Ray gives a process and by their descent."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            is_actor = (folder / "cmdline").read_bytes().startswith(b"ray::Worker")
+            is_actor = (folder / "cmdline").read_bytes().startswith(title)
             if is_actor and driver in _ancestors(int(folder.name)):
                 found.append(int(folder.name))
         except OSError:  # it has just ended
