@@ -1,4 +1,4 @@
-"""`just soak`: the long form of the fault tests: 25 minutes at full counts on two cores with other work.
+"""`just soak`: the long form of the fault tests: 12 minutes at full counts on two cores.
 
     python -m tests.soak --minutes 60        all parts at full counts: what the reliability page reports
     python -m tests.soak --minutes 3         a twentieth of them
@@ -88,6 +88,7 @@ PARTS = {
     "kills": Part("kill -9 of a precompute", 200, _program("kills")),
     "drivers": Part("kill -9 of the Ray driver", 10, _program("ray_kills", 0)),
     "workers": Part("kill -9 of a Ray worker", 10, _program("ray_kills", 1)),
+    "memory": Part("a photograph that takes all memory", 1, _program("memory")),
     "sweep": Part("failing operations of a precompute", 0, _sweep(make_world)),
     "training-sweep": Part("failing operations of training", 0, _sweep(make_training_world)),
     "power": Part("power cuts of a precompute", 0, _power),
