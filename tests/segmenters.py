@@ -74,16 +74,20 @@ def watched(every_s: float = 0.25) -> Iterator[Memory]:
     """Follow the memory of this process's descendants while the block runs."""
     memory, peaks = Memory(), dict[int, int]()
     is_over = threading.Event()
+    own = Path("/proc/self/cmdline").read_bytes()
 
     def look() -> None:
         parents, held = {}, {}
         for status in Path("/proc").glob("[0-9]*/status"):
             try:
+                is_copy = (status.parent / "cmdline").read_bytes() == own  # asked first: exec may come in between
                 lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
             except (FileNotFoundError, ProcessLookupError):  # it has just ended
                 continue
             pid = int(status.parent.name)
-            parents[pid], held[pid] = int(lines["PPid"]), int(lines.get("VmHWM", "0").split()[0])
+            # Between fork and exec a child is this process, with the peak of all tests before.
+            peak_kib = 0 if is_copy else int(lines.get("VmHWM", "0").split()[0])
+            parents[pid], held[pid] = int(lines["PPid"]), peak_kib
         for pid, peak_kib in held.items():
             above = parents[pid]
             while above in parents and above != getpid():
