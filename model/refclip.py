@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..shards.errors import ConfigError
-from .batch import Batch
+from .batch import Batch, of_owner
 from .config import ModelConfig
 from .fusion import MultiScaleFusion
 from .losses import anchor_contrast
@@ -64,22 +64,23 @@ class RefCLIP(nn.Module):
         del epoch
         sentences, candidates = self._embed(batch)
         images, first = ranks.contrasted(candidates)
-        det = ranks.share(anchor_contrast(torch.einsum("bd,akd->bak", sentences, images), first))
+        contrast = anchor_contrast(torch.einsum("bd,akd->bak", sentences, images), first + batch.own)
+        det = ranks.share(contrast, batch.unequal)
         return RefCLIPLosses(det=det, total=det)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Predictions:
         """The box of each expression; no mask. Call `eval()` first. StoreError if the batch does not fit."""
         sentences, candidates = self._embed(batch)
-        similarity = torch.einsum("bd,bkd->bk", sentences, candidates)
+        similarity = torch.einsum("bd,bkd->bk", sentences, of_owner(candidates, batch.owner))
         chosen = similarity.argmax(dim=1)
-        boxes, scores = candidate_boxes(pick(batch.boxes, chosen))
+        boxes, scores = candidate_boxes(pick(batch.boxes, chosen, batch.own))
         if self.config.clip_boxes_in_eval:
-            boxes = clip_to_photo(boxes, batch.letterbox)
+            boxes = clip_to_photo(boxes, of_owner(batch.letterbox, batch.owner))
         return Predictions(similarity=similarity, chosen=chosen, boxes=boxes, scores=scores, mask_logits=None)
 
     def _embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Sentences [B, D] and candidates [B, K, D] in the space where they are compared."""
+        """Sentences [B, D] and candidates [I, K, D] in the space where they are compared."""
         batch.check(self.config, fields_of(self.config))
         dtype = self.matcher.visual.weight.dtype
         maps = (x.to(dtype) for x in (batch.dark_s8, batch.dark_s16, batch.dark_s32) if x is not None)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import losses as terms
-from .batch import Batch
+from .batch import Batch, of_owner
 from .config import ModelConfig
 from .fusion import BankMixer, MultiScaleFusion
 from .ranks import ALONE, Ranks
@@ -110,17 +110,18 @@ class WeakMCN(nn.Module):
         coarse, *finer = self._fuse(batch, ("s32", "s8", "s16") if with_masks else ("s32",))
         coarse, candidates = self._candidates(coarse, batch)
         images, first = ranks.contrasted(candidates)
-        similarity = torch.einsum("bd,akd->bak", self.matcher.sentences(text), images)  # [B, B, K]
-        det = ranks.share(terms.anchor_contrast(similarity, first))
+        similarity = torch.einsum("bd,akd->bak", self.matcher.sentences(text), images)  # [B, A, K]
+        own = first + batch.own
+        det = ranks.share(terms.anchor_contrast(similarity, own), batch.unequal)
         if not with_masks:
             nothing = torch.zeros_like(det)
             return Losses(det=det, mask=nothing, scl=nothing, total=det)
 
         fine, middle = finer
         logits = self._mask_logits(fine, middle, coarse, text, batch)
-        chosen = similarity.detach().diagonal(first).argmax(dim=0)  # [B]; the diagonal is [K, B]
+        chosen = pick(similarity.detach(), own).argmax(dim=1)  # [B], of the text's own image
         mask, scl = self._mask_terms(logits, chosen, batch, epoch)
-        scl = ranks.share(scl)
+        scl = ranks.share(scl, batch.unequal)
         return Losses(det=det, mask=mask, scl=scl, total=det if warm else det + mask + scl)
 
     @torch.no_grad()
@@ -133,11 +134,11 @@ class WeakMCN(nn.Module):
         text = self.text(batch.tokens)
         coarse, fine, middle = self._fuse(batch, ("s32", "s8", "s16"))
         coarse, candidates = self._candidates(coarse, batch)
-        similarity = torch.einsum("bd,bkd->bk", self.matcher.sentences(text), candidates)
+        similarity = torch.einsum("bd,bkd->bk", self.matcher.sentences(text), of_owner(candidates, batch.owner))
         chosen = similarity.argmax(dim=1)
-        boxes, scores = candidate_boxes(pick(batch.boxes, chosen))
+        boxes, scores = candidate_boxes(pick(batch.boxes, chosen, batch.own))
         if self.config.clip_boxes_in_eval:
-            boxes = clip_to_photo(boxes, batch.letterbox)
+            boxes = clip_to_photo(boxes, of_owner(batch.letterbox, batch.owner))
         return Predictions(
             similarity=similarity,
             chosen=chosen,
@@ -171,19 +172,22 @@ class WeakMCN(nn.Module):
     def _mask_logits(self, fine: Tensor, middle: Tensor, coarse: Tensor, text: Tensor, batch: Batch) -> Tensor:
         """fine, middle: fused maps of stride 8 and 16; coarse: that of stride 32 with its banks; returns [B, S, S].
 
-        Only the outer two scales are enhanced; the middle one goes in as it is.
+        Only the outer two scales are enhanced; the middle one goes in as it is. What the banks add to the finest one is
+        taken through the head's first convolution before it is enlarged, where it has a quarter of the cells and fewer
+        channels.
         """
+        added = None
         if self.res_banks is not None:
-            mixed = self.res_banks(fine, self._banks(batch))
-            fine = fine + F.interpolate(mixed, scale_factor=2, mode="bilinear", align_corners=False)
-        return self.mask_head(fine, middle, coarse, text)
+            mixed = self.res_banks(fine, self._banks(batch), then=self.mask_head.first_weight)
+            added = F.interpolate(mixed, scale_factor=2, mode="bilinear", align_corners=False)
+        return self.mask_head(fine, middle, coarse, text, owner=batch.owner, added=added)
 
     def _mask_terms(self, logits: Tensor, chosen: Tensor, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
         """Cross-entropy with the chosen candidates' pseudo masks, and the projection loss on their clipped boxes."""
         assert batch.masks is not None
-        target = terms.unpack_bits(pick(batch.masks, chosen))
-        boxes, _ = candidate_boxes(pick(batch.boxes, chosen))
-        box = terms.box_bits(clip_to_photo(boxes, batch.letterbox), self.config.side_px)
+        target = terms.unpack_bits(pick(batch.masks, chosen, batch.own))
+        boxes, _ = candidate_boxes(pick(batch.boxes, chosen, batch.own))
+        box = terms.box_bits(clip_to_photo(boxes, of_owner(batch.letterbox, batch.owner)), self.config.side_px)
         bce = terms.mask_bce(logits, target)  # [B]
         if self.config.isl and epoch >= self.config.isl_start_epoch:
             bce = bce * terms.agreement(logits, box, self.config.isl_threshold)

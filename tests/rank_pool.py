@@ -116,7 +116,10 @@ def local_contrast(ranks: Ranks) -> list[float]:
     """RefCLIP's loss where ranks keep to their own images, and what it should be: of each part of the batch alone."""
     batch, net = make_batch(SIZE), _network("refclip", None, torch.float64)
     sentences, candidates = (part.chunk(ranks.size) for part in net._embed(batch))  # pyright: ignore
-    own = [anchor_contrast(torch.einsum("bd,akd->bak", *pair)) for pair in zip(sentences, candidates, strict=True)]
+    own = [
+        anchor_contrast(torch.einsum("bd,akd->bak", said, seen), torch.arange(len(said)))
+        for said, seen in zip(sentences, candidates, strict=True)
+    ]
     net = whole_batch(_network("refclip", None, torch.float64), ranks)
     got = _step(net, _part(batch, ranks), 0, replace(ranks, gather=False))
     return [got["det"].item(), torch.stack(own).mean().item()]
