@@ -68,16 +68,28 @@ class Loader:
         self._device = device
         self.features: Features = features or Reader(store, list(self._columns.values()))
 
-    def batch(self, keys: Sequence[str], tokens: np.ndarray) -> Batch:
-        """keys: of the images, repeated where several sentences share one. tokens: int64 [len(keys), T]."""
+    def batch(
+        self,
+        keys: Sequence[str],
+        tokens: np.ndarray,
+        fields: Iterable[str] | None = None,
+        *,
+        owner: np.ndarray | None = None,
+    ) -> Batch:
+        """keys: of the images, repeated where several sentences share one and `owner` does not say so.
+
+        tokens: int64 [B, T]. owner: int64 [B], the image of each sentence; None: one key each.
+        """
         arrays = self.features.gather(keys)
+        columns = self._columns if fields is None else {field: self._columns[field] for field in fields}
         longest = max(1, np.count_nonzero(tokens, axis=1).max())  # pads change nothing, so none are carried along
         letterbox = np.stack([self._store.letterbox(key).info for key in keys])
-        fields = {field: self._on_device(arrays, column) for field, column in self._columns.items()}
+        fields = {field: self._on_device(arrays, column) for field, column in columns.items()}
         return Batch(
             **fields,
             letterbox=torch.from_numpy(letterbox).to(self._device),
             tokens=torch.from_numpy(tokens[:, :longest]).to(self._device),
+            owner=None if owner is None else torch.from_numpy(owner).to(self._device),
         )
 
     def _on_device(self, arrays: Arrays, column: str) -> Tensor:

@@ -29,17 +29,25 @@ class Method:
     """The fields of `Batch` it reads, beside `tokens` and `letterbox`, which every batch has."""
     words: Callable[[ModelConfig], tuple[str, ...]] = lambda config: ()
     """The words it says itself, whether or not an expression holds them: a new vocabulary gets those it lacks, last."""
+    bfloat16: bool = False
+    """Whether it keeps what needs it in float32 when the rest of a step is computed in bfloat16 (precision.py)."""
+    late: tuple[str, ...] = ()
+    """Those of its fields that it does not read before epoch `warm_epochs`."""
     masks: bool = True
     """Whether it predicts masks. Where it does not, its boxes are measured, and SAM's masks of them."""
 
 
 METHODS: dict[str, Method] = {
     "weakmcn": Method(
-        build=lambda config, vocabulary, words: WeakMCN(config, len(vocabulary), words), fields=weakmcn.fields_of
+        build=lambda config, vocabulary, words: WeakMCN(config, len(vocabulary), words),
+        fields=weakmcn.fields_of,
+        bfloat16=True,
+        late=("masks",),
     ),
     "refclip": Method(
         build=lambda config, vocabulary, words: RefCLIP(config, len(vocabulary), words),
         fields=refclip.fields_of,
+        bfloat16=True,
         masks=False,
     ),
     "apl": Method(build=APL, fields=apl.fields_of, words=prompt_words, masks=False),

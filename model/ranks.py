@@ -71,7 +71,7 @@ class Ranks:
             return mean
         if unequal is None:
             return mean / self.size
-        return mean * (unequal / self.total(torch.tensor(float(unequal), device=mean.device)))
+        return mean * (unequal / self.total(mean.new_tensor(unequal)))
 
     def contrasted(self, candidates: Tensor) -> tuple[Tensor, int]:
         """The images that a text is contrasted with, and which of them is this rank's first.

@@ -19,6 +19,7 @@ from .batch import Batch, of_owner
 from .config import ModelConfig
 from .fusion import MultiScaleFusion
 from .losses import anchor_contrast
+from .precision import in_full, wide, working_dtype
 from .ranks import ALONE, Ranks
 from .text import text_encoder
 from .weakmcn import Predictions
@@ -64,7 +65,9 @@ class RefCLIP(nn.Module):
         del epoch
         sentences, candidates = self._embed(batch)
         images, first = ranks.contrasted(candidates)
-        contrast = anchor_contrast(torch.einsum("bd,akd->bak", sentences, images), first + batch.own)
+        with in_full(images.device):
+            similarity = torch.einsum("bd,akd->bak", sentences, images)  # [B, A, K]
+        contrast = anchor_contrast(similarity, first + batch.own)
         det = ranks.share(contrast, batch.unequal)
         return RefCLIPLosses(det=det, total=det)
 
@@ -82,10 +85,12 @@ class RefCLIP(nn.Module):
     def _embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sentences [B, D] and candidates [I, K, D] in the space where they are compared."""
         batch.check(self.config, fields_of(self.config))
-        dtype = self.matcher.visual.weight.dtype
+        dtype = working_dtype(self.matcher.visual.weight)
         maps = (x.to(dtype) for x in (batch.dark_s8, batch.dark_s16, batch.dark_s32) if x is not None)
         (coarse,) = self.fusion(*maps, outputs=("s32",))
-        return self.matcher.sentences(self.text(batch.tokens)), self.matcher.candidates(coarse, batch.cells)
+        with in_full(batch.tokens.device):
+            sentences = self.matcher.sentences(self.text(batch.tokens))
+        return sentences, wide(self.matcher.candidates(coarse, batch.cells))
 
 
 def refuse_banks(config: ModelConfig, name: str) -> None:

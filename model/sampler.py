@@ -5,16 +5,20 @@ Nothing here depends on the number of ranks, threads or earlier epochs, so the w
 by seed and epoch.
 
 Two references of one image never meet in a batch: each would be a false negative of the other in the contrastive loss.
+Or all of them do (`epoch_image_batches`), and are no negatives of each other: then an image is read once an epoch.
 """
 
 import hashlib
 from collections import Counter, deque
 from collections.abc import Sequence
+from itertools import groupby
+from typing import TypeVar
 
 import numpy as np
 
 from ..shards.errors import ConfigError
 
+T = TypeVar("T")
 Draw = tuple[int, int]
 """(index of a reference, index of one of its sentences)."""
 
@@ -75,13 +79,50 @@ def epoch_batches(
     return batches
 
 
-def share_of(batch: Sequence[Draw], rank: int, ranks: int) -> Sequence[Draw]:
+def image_steps_per_epoch(images: Sequence, batch: int) -> int:
+    """Full batches of `batch` images that an epoch of `epoch_image_batches` holds; ConfigError if not even one fits."""
+    count = len(set(images))
+    if count < batch:
+        raise ConfigError(f"batch={batch} images: the training references have {count}; lower the batch.")
+    return count // batch
+
+
+def epoch_image_batches(
+    images: Sequence, sentences: Sequence[Sequence[int]], *, seed: int, epoch: int, batch: int
+) -> list[list[Draw]]:
+    """The batches of one epoch, each of `batch` images with all their references; those of an image are neighbours.
+
+    Arguments as for `epoch_batches`. Every image with a usable reference comes at most once, and once unless it is in
+    the remainder that fills no batch; each of its references with one sentence, drawn uniformly.
+    """
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch])))
+    usable = [index for index, choices in enumerate(sentences) if len(choices)]
+    places = rng.integers([len(sentences[index]) for index in usable])
+    draws: dict = {}
+    for index, place in zip(usable, places, strict=True):
+        draws.setdefault(images[index], []).append((index, int(sentences[index][place])))
+    steps = image_steps_per_epoch(list(draws), batch)
+    order = rng.permutation(len(draws))[: steps * batch].reshape(steps, batch)
+    by_image = list(draws.values())
+    return [[draw for place in row for draw in by_image[place]] for row in order]
+
+
+def share_of(batch: Sequence[T], rank: int, ranks: int) -> Sequence[T]:
     """The draws of one rank; the shares of all, one after the other, are the batch.
 
     ranks: how many there are; `check_ranks` says whether the batch can be dealt out to them.
     """
     size = len(batch) // ranks
     return batch[rank * size : (rank + 1) * size]
+
+
+def image_share_of(batch: Sequence[Draw], images: Sequence, rank: int, ranks: int) -> Sequence[Draw]:
+    """The draws of one rank where batches are of images: those of an equal part of the images.
+
+    images: the image of each reference.
+    """
+    groups = [list(group) for _, group in groupby(batch, key=lambda draw: images[draw[0]])]
+    return [draw for group in share_of(groups, rank, ranks) for draw in group]
 
 
 def check_ranks(batch: int, ranks: int, *, own_negatives: bool = False) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .fusion import RepeatedNorm
+from .precision import wide
 from .ranks import Ranks
 
 
@@ -28,7 +29,7 @@ class _Normalised(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Also returns mean and variance (not the unbiased one) of the whole batch, [C] each, and its rows."""
         over = [axis for axis in range(x.ndim) if axis != 1]
-        var, mean = torch.var_mean(_wide(x), dim=over, correction=0)
+        var, mean = torch.var_mean(wide(x), dim=over, correction=0)
         values = torch.full_like(mean, x.numel() // x.shape[1])
         told = torch.stack(ranks.all_gather(torch.stack([mean, var, values])))  # [N, 3, C]
         means, variances, counts = told.unbind(dim=1)
@@ -44,9 +45,9 @@ class _Normalised(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, weight, mean, var, count = ctx.saved_tensors
-        gradient, shape = _wide(gradients[0]), [1, -1, *[1] * (x.ndim - 2)]
+        gradient, shape = wide(gradients[0]), [1, -1, *[1] * (x.ndim - 2)]
         scale = (var + ctx.eps).rsqrt()
-        centred = _wide(x) - mean.view(shape)
+        centred = wide(x) - mean.view(shape)
         of_bias = gradient.sum(dim=ctx.over)
         of_weight = (gradient * centred).sum(dim=ctx.over) * scale
         both = torch.stack([of_bias, of_weight])
@@ -54,10 +55,6 @@ class _Normalised(torch.autograd.Function):
         level, slope = both / count  # means over the whole batch
         of_x = gradient - level.view(shape) - centred * (slope * scale).view(shape)
         return (of_x * (weight * scale).view(shape)).to(x.dtype), of_weight, of_bias, None, None
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype.itemsize >= 4 else x.float()
 
 
 class WholeBatchNorm(_BatchNorm):

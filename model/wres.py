@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .batch import of_owner
 from .fusion import SLOPE, ConvBlock, MultiScaleFusion
+from .precision import wide
 
 
 class Modulation(nn.Module):
@@ -84,8 +85,8 @@ class CollectDiffuse(nn.Module):
         """visual: [B, R, H, W] with H = W; text: [B, D]; returns [B, R, H, W]."""
         cells = visual.flatten(2)  # [B, R, N]
         query = self.query(text).unflatten(-1, (self.heads, -1))  # [B, h, d]
-        attention = self.dropout(self._scores(self.collect_key, query, cells).softmax(dim=-1))  # [B, h, N]
-        gate = self.dropout(self._scores(self.diffuse_key, query, cells).sigmoid())  # [B, h, N]
+        attention = self.dropout(wide(self._scores(self.collect_key, query, cells)).softmax(dim=-1))  # [B, h, N]
+        gate = self.dropout(wide(self._scores(self.diffuse_key, query, cells)).sigmoid())  # [B, h, N]
         gate = gate.unflatten(-1, visual.shape[-2:]).transpose(-1, -2).flatten(-2)
 
         weight, bias = self._by_head(self.value)
@@ -117,12 +118,13 @@ class Pyramid(nn.Module):
 
         The last convolution is taken branch by branch, so that no map of all their channels is made.
         """
+        assert self.project.bias is not None
         weights = self.project.weight.flatten(1).chunk(2 + len(self.dilated), dim=1)  # [1, R] each
         *maps, overall = zip(weights, (self.point, *self.dilated, self.overall), strict=True)
         weight, block = overall
-        logits = weight @ block(x.mean(dim=(2, 3), keepdim=True)).flatten(2) + self.project.bias  # [B, 1, 1]
+        logits = wide(weight @ block(x.mean(dim=(2, 3), keepdim=True)).flatten(2)) + self.project.bias  # [B, 1, 1]
         for weight, block in maps:
-            logits = logits + weight @ block(x).flatten(2)  # [B, 1, N]
+            logits = logits + wide(weight @ block(x).flatten(2))  # [B, 1, N]
         return logits.unflatten(2, x.shape[2:])
 
 

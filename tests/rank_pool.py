@@ -87,12 +87,23 @@ def main(rank: int, size: int, meeting: str) -> None:
 # One step
 
 
-def distances(ranks: Ranks, method: str, epoch: int, banks: list[str] | None = None, dtype: str = "float32") -> dict:
+def distances(
+    ranks: Ranks,
+    method: str,
+    epoch: int,
+    banks: list[str] | None = None,
+    dtype: str = "float32",
+    owner: list[int] | None = None,
+) -> dict:
     """How far losses, gradients and statistics of a step on all ranks are from those of one process, at most.
 
-    Gradients are compared in units of the largest of them.
+    owner: the image of each of some expressions; by default each image has one. Gradients are compared in units of the
+    largest of them.
     """
     batch = make_batch(SIZE, APL_CONFIG) if method == "apl" else make_batch(SIZE)
+    if owner is not None:
+        words = torch.randint(3, VOCABULARY, (len(owner), TINY.max_tokens), generator=torch.Generator().manual_seed(7))
+        batch = replace(batch, tokens=words, owner=torch.tensor(owner))
     alone, shared = (_network(method, banks, getattr(torch, dtype)) for _ in range(2))
     wanted, got = (
         _step(alone, batch, epoch, ALONE),
@@ -144,9 +155,14 @@ def _network(method: str, banks: list[str] | None, dtype: torch.dtype) -> nn.Mod
 
 
 def _part(batch: Batch, ranks: Ranks) -> Batch:
-    rows = slice(ranks.rank * SIZE // ranks.size, (ranks.rank + 1) * SIZE // ranks.size)
+    """A rank's images, with the expressions about them."""
+    first, last = ranks.rank * SIZE // ranks.size, (ranks.rank + 1) * SIZE // ranks.size
     values = ((field.name, getattr(batch, field.name)) for field in fields(batch))
-    return replace(batch, **{name: value[rows] for name, value in values if value is not None})
+    part = {name: value[first:last] for name, value in values if value is not None}
+    if batch.owner is not None:
+        own = (batch.owner >= first) & (batch.owner < last)
+        part |= {"tokens": batch.tokens[own], "owner": batch.owner[own] - first}
+    return replace(batch, **part)
 
 
 def _step(net: Any, batch: Batch, epoch: int, ranks: Ranks) -> dict[str, torch.Tensor]:

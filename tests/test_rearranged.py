@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from weakmcn.model.batch import Batch
+from weakmcn.model.precision import computing_in
 from weakmcn.model.weakmcn import Losses, WeakMCN
 
 from . import plain
@@ -136,3 +137,24 @@ def test_answers_are_those_that_each_expression_gets_with_an_image_of_its_own() 
     for name in ("similarity", "boxes", "scores", "mask_logits"):
         torch.testing.assert_close(getattr(found, name), getattr(truth, name), rtol=EXACT, atol=EXACT, msg=name)
     assert torch.equal(found.chosen, truth.chosen)
+
+
+# Precision
+
+
+@pytest.mark.parametrize("epoch", [0, 12, 16], ids=["warm-up", "masks", "isl"])
+def test_a_step_in_bfloat16_is_nearly_that_in_float32_and_its_losses_are_float32(epoch: int) -> None:
+    batch, found, gradients = make_batch(), [], []
+    for precision in ("float32", "bfloat16"):
+        net = network().float()
+        with computing_in(precision, torch.device("cpu")):
+            losses = net.losses(batch, epoch)
+        losses.total.backward()
+        assert losses.total.dtype == torch.float32
+        found.append(losses)
+        gradients.append(gradient(net))
+    for term in fields(Losses):
+        full, half = (getattr(losses, term.name).detach() for losses in found)
+        torch.testing.assert_close(half, full, rtol=0.02, atol=0.02, msg=term.name)
+    assert not torch.equal(found[0].total, found[1].total)
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99

@@ -2,12 +2,23 @@
 
 import re
 from collections import Counter
+from itertools import groupby
 
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from weakmcn.model.sampler import check_ranks, epoch_batches, order_digest, share_of, steps_per_epoch, strangers
+from weakmcn.model.sampler import (
+    check_ranks,
+    epoch_batches,
+    epoch_image_batches,
+    image_share_of,
+    image_steps_per_epoch,
+    order_digest,
+    share_of,
+    steps_per_epoch,
+    strangers,
+)
 from weakmcn.shards.errors import ConfigError
 
 WORLDS = (1, 2, 4, 8)
@@ -148,3 +159,50 @@ def test_every_caption_goes_to_another_image(images: list[int], seed: int) -> No
     assert sorted(giver) == list(range(len(images)))
     assert all(images[giver[taker]] != images[taker] for taker in range(len(images)))
     assert np.array_equal(giver, strangers(images, seed))
+
+
+# By images
+
+
+@given(IMAGES, st.integers(1, 12), st.integers(0, 3))
+def test_an_image_comes_at_most_once_an_epoch_with_all_its_references_beside_one_another(
+    images: list[int], batch: int, epoch: int
+) -> None:
+    assume(len(set(images)) >= batch)
+    batches = epoch_image_batches(images, one_sentence_each(images), seed=1, epoch=epoch, batch=batch)
+    assert len(batches) == image_steps_per_epoch(images, batch) == len(set(images)) // batch
+    order = [images[reference] for one in batches for reference, _ in one]
+    runs = [image for image, _ in groupby(order)]
+    assert len(runs) == len(set(runs)) == batch * len(batches)
+    assert all(order.count(image) == images.count(image) for image in runs)
+    assert all(len({images[reference] for reference, _ in one}) == batch for one in batches)
+
+
+@given(IMAGES, st.integers(0, 3))
+def test_the_shares_of_a_batch_of_images_are_the_batch_with_equally_many_images_each(
+    images: list[int], epoch: int
+) -> None:
+    assume(len(set(images)) >= 4)
+    for one in epoch_image_batches(images, one_sentence_each(images), seed=1, epoch=epoch, batch=4):
+        for ranks in (1, 2, 4):
+            shares = [image_share_of(one, images, rank, ranks) for rank in range(ranks)]
+            assert [draw for share in shares for draw in share] == one
+            assert {len({images[reference] for reference, _ in share}) for share in shares} == {4 // ranks}
+
+
+def test_by_images_too_the_order_is_a_function_of_seed_and_epoch() -> None:
+    images = [number // 3 for number in range(90)]
+    sentences = [[0, 2]] * 90
+
+    def digest(seed: int, epoch: int) -> str:
+        return order_digest(epoch_image_batches(images, sentences, seed=seed, epoch=epoch, batch=5))
+
+    assert digest(1, 2) == digest(1, 2)
+    assert len({digest(1, 2), digest(1, 3), digest(2, 2)}) == 3
+    drawn = {s for one in epoch_image_batches(images, sentences, seed=1, epoch=0, batch=5) for _, s in one}
+    assert drawn == {0, 2}
+
+
+def test_a_batch_of_more_images_than_there_are_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"batch=4 images: the training references have 3; lower the batch"):
+        epoch_image_batches([0, 1, 2, 2, 2], one_sentence_each([0] * 5), seed=0, epoch=0, batch=4)

@@ -92,6 +92,42 @@ def test_it_learns_what_the_captions_say_and_nothing_from_captions_of_other_imag
     assert learned.baselines["random"]["rec_acc50"] == pytest.approx(100 / 3)
 
 
+def test_by_images_it_learns_the_same_from_fewer_steps_and_a_crash_changes_no_byte(tmp_path: Path) -> None:
+    def again(rows: Rows) -> None:  # a second reference for every other image
+        rows += [row | {"ref_id": row["ref_id"] + 5000} for row in rows[::2]]
+
+    store = make_store(tmp_path / "store", train=320, val=60, edit=again)
+    model = replace(TINY, warm_epochs=6)
+    recipe = replace(RECIPE, epochs=7, batch=32, lr=1e-2, sampling="images")
+    run = train(settings(store, tmp_path / "run", model=model, recipe=recipe))
+    assert evaluate_run(run, "val").summary["rec_acc50"] > 65  # one of three candidates by chance
+    timing = [json.loads(line) for line in run.timing.read_text().splitlines()]
+    assert all(10 * 32 < line["references"] <= 480 for line in timing), "10 steps of 32 images, half of them with two"
+    wanted = settings(store, tmp_path / "again", model=model, recipe=recipe, checkpoint_minutes=0)
+    with pytest.raises(Crash):
+        train(wanted, after_step=at_step(64, crash))
+    train(wanted)
+    assert content(tmp_path / "again") == content(run.path)
+
+
+def test_in_bfloat16_the_state_stays_in_float32_and_a_run_keeps_its_precision(store: Path, tmp_path: Path) -> None:
+    run = train(settings(store, tmp_path / "run", precision="bfloat16"))
+    saved, _ = checkpoint.newest(run.checkpoints)
+    assert saved is not None
+    kinds = {value.dtype for name, value in saved.tensors.items() if not name.startswith("rng/")}
+    assert kinds == {torch.float32, torch.int64}
+    assert run.facts["precision"] == "bfloat16"
+    with pytest.raises(ConfigError, match="precision='bfloat16', this command says 'float32'"):
+        train(settings(store, tmp_path / "run", precision="float32"))
+
+
+def test_a_precision_that_the_method_or_the_program_does_not_know_is_refused(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="precision='half' is not known; choose auto, float32, bfloat16"):
+        settings(store, tmp_path / "run", precision="half")
+    with pytest.raises(ConfigError, match="precision='bfloat16': apl is trained in float32 alone"):
+        settings(store, tmp_path / "run", precision="bfloat16", method="apl")
+
+
 def test_the_run_folder_is_self_contained(undisturbed: Run, store: Path) -> None:
     assert sorted(content(undisturbed.path)) == [
         "checkpoints/00000006.json",
