@@ -31,12 +31,13 @@ from .batch import Batch
 from .config import ModelConfig, TrainConfig
 from .interrupts import Interrupted, stop_requests
 from .journal import Clock, Journal, cut_to
-from .loader import Loader, RamFeatures, ahead, columns_of
+from .loader import Loader, ahead, columns_of
 from .methods import method_of
 from .preflight import check_canvas, check_folder, next_step, odd_settings, word_vectors
 from .progress import Watch, tell
 from .ranks import ALONE, Ranks, RanksDiffer, bits
 from .references import FIRST_SPLIT
+from .residence import PLACES, Asked, choose
 from .run import FORMAT, Run, device_of
 from .sampler import Draw, check_ranks, epoch_batches, order_digest, share_of
 from .samples import Samples, training_samples
@@ -65,8 +66,8 @@ class TrainSettings:
     split: str = FIRST_SPLIT
     shuffle_captions: bool = False
     """Control experiment: every reference gets the captions of another image's, so that they say nothing about it."""
-    features: Literal["disk", "ram"] = "disk"
-    """Where a step's columns come from: the store's files, or memory, filled once at the start."""
+    features: Asked = "auto"
+    """Where a step's columns come from: the store's files, memory or the GPU, filled once; see residence.py."""
     device: str = "auto"
     """A torch device; "auto" is the GPU where there is one."""
     negatives: Literal["gathered", "local"] = "gathered"
@@ -81,8 +82,8 @@ class TrainSettings:
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
         method_of(self.method)
-        if self.features not in ("disk", "ram"):
-            raise ConfigError(f"features={self.features!r} is not known; choose disk or ram.")
+        if self.features not in PLACES:
+            raise ConfigError(f"features={self.features!r} is not known; choose one of {', '.join(PLACES)}.")
         if self.negatives not in ("gathered", "local"):
             raise ConfigError(f"negatives={self.negatives!r} is not known; choose gathered or local.")
         if self.log_steps < 1:
@@ -158,10 +159,11 @@ def train(
             shuffle_seed=settings.train.seed if settings.shuffle_captions else None,
         )
         device = device_of(settings.device)
-        loader = Loader(store, needs, device=device)
+        loader = Loader(store, needs, device=device, keys=samples.keys, reuse=True)
         # Before anything is written: have the columns the network's sizes, is a batch filled, is there a vector?
         loader.batch(samples.keys[:1], samples.tokens[0][:1]).check(settings.model, needs)
         samples.steps(settings.train.batch)
+        residence = choose(settings.features, loader.reader, samples.keys, device, ranks=ranks.size)
         table, words = word_vectors(settings.out, settings.words, samples.vocabulary, settings.model.word_dim)
     with ExitStack() as held:
         with ranks.in_turn():
@@ -179,11 +181,10 @@ def train(
             if ranks.first:
                 covered = [table.summary] if table else []
                 odd = odd_settings(method, settings.model, settings.train, has_words=words is not None)
-                for note in (*notes, *samples.notes, *covered, *odd):
+                for note in (*notes, *samples.notes, *covered, *odd, str(residence)):
                     tell(note)
                 cut_to(run.metrics, log_bytes)
-            if settings.features == "ram":
-                loader.features = RamFeatures(loader.features, samples.keys)
+            loader.features = residence.features(loader.reader, samples.keys, device)
         _train(run, settings, ranks, state, samples, loader, after_step)
     return run
 
@@ -234,6 +235,7 @@ def _train(
                         signal_number,
                     )
             journal.epoch(epoch, clock.stop(references=(state.step - first) * config.batch))
+        journal.total()
 
 
 def _check_ranks_agree(where: str, ranks: Ranks, state: TrainState, draws: Sequence[Sequence[Draw]]) -> None:
