@@ -77,8 +77,12 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Short for --set train.epochs=…")] = None,
     seed: Annotated[int | None, typer.Option(help="Short for --set train.seed=…")] = None,
     features: Annotated[
-        Literal["disk", "ram"], typer.Option(help="Read columns from the store at every step, or once into memory.")
-    ] = "disk",
+        Literal["auto", "disk", "ram", "gpu"],
+        typer.Option(
+            help="Where columns are: read from the store at every step, or once into memory or onto the GPU; "
+            "auto decides from sizes and says so."
+        ),
+    ] = "auto",
     shuffle_captions: Annotated[
         bool,
         typer.Option("--shuffle-captions", help="Control: every object gets the expressions of another image's."),

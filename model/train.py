@@ -31,13 +31,14 @@ from .batch import Batch
 from .config import ModelConfig, TrainConfig
 from .interrupts import Interrupted, stop_requests
 from .journal import Clock, Journal, cut_to
-from .loader import Loader, RamFeatures, ahead, columns_of
+from .loader import Loader, ahead, columns_of
 from .methods import method_of
 from .precision import Precision, check_precision, computing_in, settled
 from .preflight import check_canvas, check_folder, next_step, odd_settings, word_vectors
 from .progress import Watch, tell
 from .ranks import ALONE, Ranks, RanksDiffer, bits
 from .references import FIRST_SPLIT
+from .residence import PLACES, Asked, choose
 from .run import FORMAT, Run, device_of, placed
 from .sampler import Draw, check_ranks, order_digest
 from .samples import Samples, training_samples
@@ -66,8 +67,8 @@ class TrainSettings:
     split: str = FIRST_SPLIT
     shuffle_captions: bool = False
     """Control experiment: every reference gets the captions of another image's, so that they say nothing about it."""
-    features: Literal["disk", "ram"] = "disk"
-    """Where a step's columns come from: the store's files, or memory, filled once at the start."""
+    features: Asked = "auto"
+    """Where a step's columns come from: the store's files, memory or the GPU, filled once; see residence.py."""
     device: str = "auto"
     """A torch device; "auto" is the GPU where there is one."""
     precision: Precision = "auto"
@@ -86,8 +87,8 @@ class TrainSettings:
         check_precision(self.precision)
         if self.precision == "bfloat16" and not method_of(self.method).bfloat16:
             raise ConfigError(f"precision={self.precision!r}: {self.method} is trained in float32 alone; leave it out.")
-        if self.features not in ("disk", "ram"):
-            raise ConfigError(f"features={self.features!r} is not known; choose disk or ram.")
+        if self.features not in PLACES:
+            raise ConfigError(f"features={self.features!r} is not known; choose one of {', '.join(PLACES)}.")
         if self.negatives not in ("gathered", "local"):
             raise ConfigError(f"negatives={self.negatives!r} is not known; choose gathered or local.")
         if self.log_steps < 1:
@@ -171,10 +172,11 @@ def train(
             shuffle_seed=settings.train.seed if settings.shuffle_captions else None,
         )
         device = device_of(settings.device)
-        loader = Loader(store, needs, device=device)
+        loader = Loader(store, needs, device=device, keys=samples.keys, reuse=True)
         # Before anything is written: have the columns the network's sizes, is a batch filled, is there a vector?
         loader.batch(samples.keys[:1], samples.tokens[0][:1]).check(settings.model, needs)
         samples.steps(settings.train)
+        residence = choose(settings.features, loader.reader, samples.keys, device, ranks=ranks.size)
         table, words = word_vectors(settings.out, settings.words, samples.vocabulary, settings.model.word_dim)
     with ExitStack() as held:
         with ranks.in_turn():
@@ -192,11 +194,10 @@ def train(
             if ranks.first:
                 covered = [table.summary] if table else []
                 odd = odd_settings(method, settings.model, settings.train, has_words=words is not None)
-                for note in (*notes, *samples.notes, *covered, *odd):
+                for note in (*notes, *samples.notes, *covered, *odd, str(residence)):
                     tell(note)
                 cut_to(run.metrics, log_bytes)
-            if settings.features == "ram":
-                loader.features = RamFeatures(loader.features, samples.keys)
+            loader.features = residence.features(loader.reader, samples.keys, device)
         _train(run, settings, ranks, state, samples, loader, after_step)
     return run
 
@@ -252,6 +253,7 @@ def _train(
                         signal_number,
                     )
             journal.epoch(epoch, clock.stop(references=sum(map(len, draws[first:]))))
+        journal.total()
 
 
 def _check_ranks_agree(where: str, ranks: Ranks, state: TrainState, draws: Sequence[Sequence[Draw]]) -> None:

@@ -196,8 +196,9 @@ def test_a_signal_during_the_last_step_lets_the_run_finish(store: Path, undistur
     assert content(tmp_path / "run") == content(undisturbed.path)
 
 
-def test_features_in_memory_give_the_same_bytes(store: Path, undisturbed: Run, tmp_path: Path) -> None:
-    train(settings(store, tmp_path / "run", features="ram"))
+@pytest.mark.parametrize("features", ["disk", "ram"])
+def test_where_columns_are_changes_no_byte(store: Path, undisturbed: Run, tmp_path: Path, features: str) -> None:
+    train(settings(store, tmp_path / "run", features=features))
     assert content(tmp_path / "run") == content(undisturbed.path)
 
 
@@ -538,11 +539,13 @@ def test_every_line_about_an_epoch_fits_a_terminal(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(settings(store, tmp_path / "run"))
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch")]
+    told = capsys.readouterr().err.splitlines()
+    lines = [line for line in told if line.startswith("epoch")]
     assert [line.split()[1] for line in lines] == ["1/3", "2/3", "3/3"]
     number = r"[\d.e+-]+"
     shape = rf"epoch \d/\d  det {number}  mask {number}  scl {number}  [\d,]+ ref/s  [\d.]+ s  \d+% waiting"
     assert all(re.fullmatch(shape, line) and len(line) <= 80 for line in lines)
+    assert re.fullmatch(r"[\d.]+ s of training, [\d.]+% of them waiting for data", told[-1])
 
 
 def test_a_stop_is_announced_while_the_step_still_runs() -> None:
