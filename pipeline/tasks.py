@@ -78,6 +78,11 @@ class Spent:
     def total_s(self) -> float:
         return self.encode_s + self.photos_s + self.disk_s
 
+    @property
+    def idle(self) -> float:
+        """Part of the time that went by waiting: 0..1."""
+        return (self.photos_s + self.disk_s) / self.total_s if self.total_s else 0.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardDone:
