@@ -153,11 +153,11 @@ class TrainConfig:
     epochs: int = 25
     """Passes over the training references."""
     batch: int = 40
-    """Images in a step, each with one expression unless `sampling` says otherwise; the contrast and the BatchNorms see
-    all of them."""
+    """Expressions in a step; the contrast and the BatchNorms see all of them."""
     sampling: str = "references"
     """What an epoch goes through. references: each once, in batches of different images, as released. images: each
-    once with all its references, which share what the image alone decides and are no negatives of each other."""
+    once with all its references, which share what the image alone decides and are no negatives of each other; a step
+    has as many images as have `batch` references on average."""
     lr: float = 1e-4
     """Learning rate after the warm-up."""
     min_lr: float = 3e-5

@@ -9,6 +9,7 @@ Or all of them do (`epoch_image_batches`), and are no negatives of each other: t
 """
 
 import hashlib
+import heapq
 from collections import Counter, deque
 from collections.abc import Sequence
 from itertools import groupby
@@ -79,21 +80,36 @@ def epoch_batches(
     return batches
 
 
-def image_steps_per_epoch(images: Sequence, batch: int) -> int:
-    """Full batches of `batch` images that an epoch of `epoch_image_batches` holds; ConfigError if not even one fits."""
+def images_in_batch(images: Sequence, batch: int) -> int:
+    """How many images have `batch` references on average, at least two; ConfigError if there are not so many.
+
+    images: the image of each reference, in any hashable form.
+    """
     count = len(set(images))
-    if count < batch:
-        raise ConfigError(f"batch={batch} images: the training references have {count}; lower the batch.")
-    return count // batch
+    wanted = max(2, round(batch * count / len(images)))
+    if count < wanted:
+        raise ConfigError(
+            f"batch={batch} takes {wanted} images, the training references have {count}; lower the batch."
+        )
+    return wanted
+
+
+def image_steps_per_epoch(images: Sequence, batch: int) -> int:
+    """Full batches that an epoch of `epoch_image_batches` holds; ConfigError if not even one fits."""
+    return len(set(images)) // images_in_batch(images, batch)
 
 
 def epoch_image_batches(
     images: Sequence, sentences: Sequence[Sequence[int]], *, seed: int, epoch: int, batch: int
 ) -> list[list[Draw]]:
-    """The batches of one epoch, each of `batch` images with all their references; those of an image are neighbours.
+    """The batches of one epoch, each of `images_in_batch` images with their references, those of one together.
 
     Arguments as for `epoch_batches`. Every image with a usable reference comes at most once, and once unless it is in
     the remainder that fills no batch; each of its references with one sentence, drawn uniformly.
+
+    All batches have equally many references, because kernels are made for a size: images go, those with most references
+    first and else at random, to the batch that has fewest yet. What a batch then has too many is left out, at random,
+    though never all of an image.
     """
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch])))
     usable = [index for index, choices in enumerate(sentences) if len(choices)]
@@ -101,10 +117,30 @@ def epoch_image_batches(
     draws: dict = {}
     for index, place in zip(usable, places, strict=True):
         draws.setdefault(images[index], []).append((index, int(sentences[index][place])))
-    steps = image_steps_per_epoch(list(draws), batch)
-    order = rng.permutation(len(draws))[: steps * batch].reshape(steps, batch)
-    by_image = list(draws.values())
-    return [[draw for place in row for draw in by_image[place]] for row in order]
+    having = [images[index] for index in usable]
+    steps, size = image_steps_per_epoch(having, batch), images_in_batch(having, batch)
+    groups = list(draws.values())
+    chosen = [groups[place] for place in rng.permutation(len(groups))[: steps * size]]
+    filling = [(0, int(turn), []) for turn in rng.permutation(steps)]  # references, order among equals, images
+    heapq.heapify(filling)
+    full: list[list[list[Draw]]] = []
+    for group in sorted(chosen, key=len, reverse=True):
+        count, turn, members = heapq.heappop(filling)
+        members.append(group)
+        if len(members) < size:
+            heapq.heappush(filling, (count + len(group), turn, members))
+        else:
+            full.append(members)
+    fewest = min(sum(map(len, members)) for members in full)
+    batches = []
+    for place in rng.permutation(steps):
+        members = full[place]
+        spare = [draw for group in members for draw in group[1:]]
+        surplus = sum(map(len, members)) - fewest
+        dropped = {spare[index] for index in rng.permutation(len(spare))[:surplus]}
+        order = rng.permutation(size)
+        batches.append([draw for index in order for draw in members[index] if draw not in dropped])
+    return batches
 
 
 def share_of(batch: Sequence[T], rank: int, ranks: int) -> Sequence[T]:

@@ -17,6 +17,7 @@ from .sampler import (
     epoch_image_batches,
     image_share_of,
     image_steps_per_epoch,
+    images_in_batch,
     share_of,
     steps_per_epoch,
     strangers,
@@ -45,6 +46,10 @@ class Samples:
         """Steps of an epoch; ConfigError if no batch of that size can be filled."""
         count = image_steps_per_epoch if config.sampling == "images" else steps_per_epoch
         return count(self.keys, config.batch)
+
+    def contrasted(self, config: TrainConfig) -> int:
+        """Images in a batch."""
+        return images_in_batch(self.keys, config.batch) if config.sampling == "images" else config.batch
 
     def batches(self, config: TrainConfig, epoch: int) -> list[list[Draw]]:
         """The order of an epoch."""

@@ -176,6 +176,8 @@ def train(
         # Before anything is written: have the columns the network's sizes, is a batch filled, is there a vector?
         loader.batch(samples.keys[:1], samples.tokens[0][:1]).check(settings.model, needs)
         samples.steps(settings.train)
+        if settings.train.sampling == "images":
+            check_ranks(samples.contrasted(settings.train), ranks.size, own_negatives=settings.negatives == "local")
         residence = choose(settings.features, loader.reader, samples.keys, device, ranks=ranks.size)
         table, words = word_vectors(settings.out, settings.words, samples.vocabulary, settings.model.word_dim)
     with ExitStack() as held:

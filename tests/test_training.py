@@ -98,11 +98,11 @@ def test_by_images_it_learns_the_same_from_fewer_steps_and_a_crash_changes_no_by
 
     store = make_store(tmp_path / "store", train=320, val=60, edit=again)
     model = replace(TINY, warm_epochs=6)
-    recipe = replace(RECIPE, epochs=7, batch=32, lr=1e-2, sampling="images")
+    recipe = replace(RECIPE, epochs=7, batch=48, lr=1e-2, sampling="images")
     run = train(settings(store, tmp_path / "run", model=model, recipe=recipe))
     assert evaluate_run(run, "val").summary["rec_acc50"] > 65  # one of three candidates by chance
     timing = [json.loads(line) for line in run.timing.read_text().splitlines()]
-    assert all(10 * 32 < line["references"] <= 480 for line in timing), "10 steps of 32 images, half of them with two"
+    assert [line["references"] for line in timing] == [10 * 48] * 7, "32 images a step, half of them with two"
     wanted = settings(store, tmp_path / "again", model=model, recipe=recipe, checkpoint_minutes=0)
     with pytest.raises(Crash):
         train(wanted, after_step=at_step(64, crash))
