@@ -123,10 +123,10 @@ def results_table(evaluations: Sequence["Evaluation"]) -> "Table":
         table.add_column(head, justify="right", no_wrap=True)
     for found in evaluations:
         label = f"{found.split}, {found.summary['sentences']:,.0f} sentences"
-        cells = (f"{found.summary[key]:.1f}" if key in found.summary else "" for key in COLUMNS)
+        cells = (f"{found.summary[key]:.1f}" if key in found.summary else "–" for key in COLUMNS)
         table.add_row(label, *cells, style="bold")
-        for key, label in BASELINES.items():
-            figures = found.baselines[key]
+        for key, figures in found.baselines.items():
+            label = BASELINES[key]
             cells = (f"{figures[column]:.1f}" if column in figures else "" for column in COLUMNS)
             table.add_row(f"  {label}", *cells, style="dim")
         table.add_section()

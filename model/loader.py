@@ -77,6 +77,7 @@ class Loader:
         return Batch(
             **fields,
             letterbox=torch.from_numpy(letterbox).to(self._device),
+            images=torch.tensor([int(key) for key in keys], device=self._device),
             tokens=torch.from_numpy(tokens[:, :longest]).to(self._device),
         )
 

@@ -11,7 +11,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -31,9 +31,10 @@ from .batch import Batch
 from .config import ModelConfig, TrainConfig
 from .interrupts import Interrupted, stop_requests
 from .journal import Clock, Journal, cut_to
+from .lessons import Lessons, Material
 from .loader import Loader, RamFeatures, ahead, columns_of
 from .methods import method_of
-from .preflight import check_canvas, check_folder, next_step, odd_settings, word_vectors
+from .preflight import check_canvas, check_folder, first_stage_of, next_step, odd_settings, word_vectors
 from .progress import Watch, tell
 from .ranks import ALONE, Ranks, RanksDiffer, bits
 from .references import FIRST_SPLIT
@@ -62,6 +63,8 @@ class TrainSettings:
     method: str = "weakmcn"
     words: Path | None = None
     """A file of word vectors, see words.py; None draws them at random. A run that goes on has them already."""
+    first_stage: Path | None = None
+    """The run that a method of two stages goes on from."""
     split: str = FIRST_SPLIT
     shuffle_captions: bool = False
     """Control experiment: every reference gets the captions of another image's, so that they say nothing about it."""
@@ -77,7 +80,7 @@ class TrainSettings:
     """Steps averaged in one line of metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        for name in ("store", "out", "words"):
+        for name in ("store", "out", "words", "first_stage"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
         method_of(self.method)
@@ -162,15 +165,31 @@ def train(
         # Before anything is written: have the columns the network's sizes, is a batch filled, is there a vector?
         loader.batch(samples.keys[:1], samples.tokens[0][:1]).check(settings.model, needs)
         samples.steps(settings.train.batch)
+        first_stage, remembered = first_stage_of(settings.out, settings.first_stage)
+        lessons = method.lessons(
+            Material(
+                store=store,
+                samples=samples,
+                model=settings.model,
+                dataset=settings.dataset,
+                split=settings.split,
+                out=settings.out,
+                seed=settings.train.seed,
+                device=device,
+                first_stage=first_stage,
+                remembered=remembered,
+            )
+        )
         table, words = word_vectors(settings.out, settings.words, samples.vocabulary, settings.model.word_dim)
     with ExitStack() as held:
         with ranks.in_turn():
             if ranks.first:
                 held.enter_context(only_writer(settings.out, "weakmcn train"))
-                run = _open_run(settings, ranks, store, samples, stages, words)
+                run = _open_run(settings, ranks, store, samples, stages, words, lessons)
             else:
                 run = Run.open(settings.out)
-            state, log_bytes = _state_of(run, device, table, ranks)
+            lessons.ready()
+            state, log_bytes = _state_of(run, device, table, ranks, lessons)
         if state.epoch >= settings.train.epochs:
             if ranks.first:
                 tell(f"{run.path}: all {state.epoch} epochs are done. {next_step(run.path)}")
@@ -184,7 +203,7 @@ def train(
                 cut_to(run.metrics, log_bytes)
             if settings.features == "ram":
                 loader.features = RamFeatures(loader.features, samples.keys)
-        _train(run, settings, ranks, state, samples, loader, after_step)
+        _train(run, settings, ranks, state, samples, loader, lessons, after_step)
     return run
 
 
@@ -195,6 +214,7 @@ def _train(
     state: TrainState,
     samples: Samples,
     loader: Loader,
+    lessons: Lessons,
     after_step: Callable[[TrainState], None] | None,
 ) -> None:
     """All steps that are left, with what surrounds them: journal, checkpoints, signals."""
@@ -214,7 +234,9 @@ def _train(
             draws = epoch_batches(samples.keys, samples.usable, seed=config.seed, epoch=epoch, batch=config.batch)
             if ranks.together:
                 _check_ranks_agree(f"{run.path}: epoch {epoch + 1}", ranks, state, draws)
-            batches = clock.waiting_for(ahead(partial(_batch, loader, samples, ranks), draws[state.batch :]))
+            batches = clock.waiting_for(
+                ahead(partial(_batch, loader, samples, ranks, lessons, epoch), draws[state.batch :])
+            )
             for _ in train_epoch(state, batches, config, steps, ranks):
                 if after_step:
                     after_step(state)
@@ -273,12 +295,15 @@ def _kept(run: Run, settings: TrainSettings, ranks: Ranks, state: TrainState, jo
         ) from None
 
 
-def _batch(loader: Loader, samples: Samples, ranks: Ranks, drawn: Sequence[Draw]) -> tuple[Batch, Named]:
+def _batch(
+    loader: Loader, samples: Samples, ranks: Ranks, lessons: Lessons, epoch: int, drawn: Sequence[Draw]
+) -> tuple[Batch, Named]:
     """This rank's share of the drawn batch, and what the whole of it was made of."""
     own = share_of(drawn, ranks.rank, ranks.size)
     tokens = np.stack([samples.tokens[reference][sentence] for reference, sentence in own])
     keys = [samples.keys[reference] for reference, _ in own]
-    return loader.batch(keys, tokens), [(samples.ref_ids[reference], samples.keys[reference]) for reference, _ in drawn]
+    batch = replace(loader.batch(keys, tokens), **lessons.of(own, epoch))
+    return batch, [(samples.ref_ids[reference], samples.keys[reference]) for reference, _ in drawn]
 
 
 def _open_run(
@@ -288,6 +313,7 @@ def _open_run(
     samples: Samples,
     stages: Sequence[str],
     words: Mapping[str, Any] | None,
+    lessons: Lessons,
 ) -> Run:
     """The run in `settings.out`, made now or found; ConfigError or StoreError if what is found is another run."""
     facts = {
@@ -304,6 +330,7 @@ def _open_run(
         "store_absolute": str(settings.store.absolute()),
         "samples": samples.digests,
         "words": words,
+        **lessons.facts,
     }
     if settings.negatives == "local" and ranks.together:  # then, and only then, their number changes the loss
         facts["negatives"] = f"local, {ranks.size} ranks"
@@ -321,13 +348,17 @@ def _open_run(
     return Run.open(out)
 
 
-def _state_of(run: Run, device: torch.device, table: WordTable | None, ranks: Ranks) -> tuple[TrainState, int]:
+def _state_of(
+    run: Run, device: torch.device, table: WordTable | None, ranks: Ranks, lessons: Lessons
+) -> tuple[TrainState, int]:
     """The state to go on from, and the length that metrics.jsonl had then; a damaged newest checkpoint is told."""
     torch.manual_seed(run.train.seed)
     vectors = table.vectors if table else None
-    net = whole_batch(run.method.build(run.model, run.vocabulary, vectors), ranks)
-    state = TrainState.start(net.to(device), run.train)
+    net = whole_batch(run.method.build(run.model, run.vocabulary, vectors), ranks).to(device)
     newest, faults = checkpoint.newest(run.checkpoints)
+    if newest is None:
+        lessons.begin(net)
+    state = TrainState.start(net, run.train)
     if newest is None:
         return state, 0
     if ranks.first:
