@@ -66,7 +66,9 @@ def evaluate(
 
     The floor needs no language: the candidate of highest objectness, a random one (in expectation), the largest, each
     with SAM's mask of it. The ceiling is the candidate that fits the true box best. The last row is the run's own
-    choice with SAM's mask in place of the mask head's; it is the only RES of a method without a mask head.
+    choice with SAM's mask in place of the mask head's; it is the only RES of a method without a mask head. A method
+    that predicts masks alone has no REC and no IE, but a PointM: the share of sentences whose highest pixel lies in the
+    true mask.
     """
     from ..model.evaluate import evaluate_run
     from ..model.run import Run

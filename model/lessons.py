@@ -64,7 +64,7 @@ class Lessons:
         """Make, or find, what is kept in the run folder. Of several ranks the first does it first."""
 
     def begin(self, net: nn.Module) -> None:
-        """Give a new network what it starts from, before its first step; may draw nothing at random."""
+        """Give a new network what it starts from, before its first step; alike every time."""
 
     def of(self, drawn: Sequence[Draw], epoch: int) -> Mapping[str, Tensor]:
         """Fields of the batch made of `drawn`, a row each, on the device: a function of both and the seed."""

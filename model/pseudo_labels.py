@@ -165,10 +165,11 @@ def _masks(maps: Tensor, batch: Batch, rows: Sequence[int], refine: str, side_px
         masks = batch.masks[rows]
         chosen = tris_refine.best_candidate(maps, candidate_masks(masks, maps.shape[-2:]))
         return F.adaptive_avg_pool2d(unpack_bits(pick(masks, chosen)).float(), size) >= 0.5
-    if refine == "walk":
-        assert batch.dino is not None
-        maps = tris_refine.walked(maps, tris_refine.transitions(batch.dino[rows]))
-    return tris_refine.cut(maps, size)
+    if refine == "none":
+        return tris_refine.enlarged(maps > 0, size)
+    assert batch.dino is not None
+    maps = tris_refine.walked(maps, tris_refine.transitions(batch.dino[rows]))
+    return tris_refine.enlarged(maps >= tris_refine.FOREGROUND, size)
 
 
 def _packed(masks: Tensor) -> np.ndarray:

@@ -29,6 +29,7 @@ from .batch import Batch
 from .config import ModelConfig, TrainConfig, preset, require_one_of
 from .mask_answers import MaskPredictions, decided
 from .ranks import ALONE, Ranks
+from .slots import sine_places
 from .standardise import Standardise
 from .text import text_encoder
 from .vocabulary import Vocabulary
@@ -50,6 +51,8 @@ class TrisConfig(ModelConfig):
     """Not used: nothing waits for anything."""
     tris_dim: int = 1024
     """Width D of the space in which cells and texts are compared; 512 is the light variant."""
+    places: bool = False
+    """Adds fixed sines of row and column to the cells. TRIS has none: its encoders could learn places, these cannot."""
     calibration: str = "none"
     """Stands for the frozen CLIP that looks at the masked image: none, prop (CLIP's embeddings of the candidates) or
     pool (CLIP's tokens); the last two need caption_vectors."""
@@ -63,6 +66,10 @@ class TrisConfig(ModelConfig):
         for name in ("tris_dim", "negatives"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.places and self.tris_dim % 4:
+            raise ConfigError(
+                f"tris_dim={self.tris_dim} must be divisible by 4 where places are told (sines and cosines)."
+            )
         require_one_of("calibration", self.calibration, calibration.MODES)
         if (self.calibration == "none") != (not self.caption_vectors):
             raise ConfigError(
@@ -114,7 +121,7 @@ def remarks(config: TrisConfig) -> tuple[str, ...]:
         "pool": "CLIP's tokens judge the masks",
     }
     lost = f"frozen detector and DINO in place of a fine-tuned CLIP, {judge[config.calibration]}"
-    return (f"TRIS-C, stage 1: {PORT.format(lost)}",)
+    return (f"TRIS-C{' with places' if config.places else ''}, stage 1: {PORT.format(lost)}",)
 
 
 def shared(sizes: ModelConfig) -> dict:
@@ -181,10 +188,14 @@ class BilateralPrompt(nn.Module):
 
 
 class Localiser(nn.Module):
-    """The response of every cell to every text. seen_dim: channels of the maps; said_dim: of a sentence."""
+    """The response of every cell to every text. seen_dim: channels of the maps; said_dim: of a sentence.
 
-    def __init__(self, seen_dim: int, said_dim: int, width: int) -> None:
+    places: whether a cell knows where it is. Else cells may be permuted, and the response is permuted with them.
+    """
+
+    def __init__(self, seen_dim: int, said_dim: int, width: int, *, places: bool = False) -> None:
         super().__init__()
+        self.places = places
         self.see = nn.Conv2d(seen_dim, width, 1)
         self.say = nn.Linear(said_dim, width)
         self.prompt = BilateralPrompt(width)
@@ -195,7 +206,11 @@ class Localiser(nn.Module):
 
     def forward(self, maps: Tensor, texts: Tensor) -> Tensor:
         """maps: [B, seen_dim, H, W]; texts: unit vectors [1 or B, N, D]; returns s [B, N, H, W]."""
-        cells, said = self.prompt(F.normalize(self.see(maps), dim=1), texts)
+        seen = self.see(maps)
+        if self.places:
+            height, width = maps.shape[-2:]
+            seen = seen + sine_places(height, width, like=texts).T.unflatten(1, (height, width))
+        cells, said = self.prompt(F.normalize(seen, dim=1), texts)
         return torch.einsum("bnd,bdhw->bnhw", said, cells) * STEEPNESS
 
 
@@ -208,7 +223,8 @@ class TRIS(nn.Module):
         channels = {"dark_s16": config.dark_channels[1], **config.bank_channels}
         self.standardise = Standardise(channels)
         self.text = text_encoder(config, len(vocabulary), words)
-        self.localise = Localiser(sum(channels.values()), config.text_dim, config.tris_dim)
+        seen_dim = sum(channels.values())
+        self.localise = Localiser(seen_dim, config.text_dim, config.tris_dim, places=config.places)
 
     def losses(self, batch: Batch, epoch: int, ranks: Ranks = ALONE) -> TrisLosses:
         """The loss terms of one batch, or of this rank's part of it, the same in every epoch.

@@ -19,7 +19,7 @@ SHARPNESS = 10
 RADIUS = 5
 SQUARINGS = 2
 FOREGROUND = 0.25
-"""Of a map whose largest value is 1."""
+"""Of a map that has walked, its largest value being 1. As it was before, a map's foreground is what is positive."""
 
 
 def normalised(maps: Tensor) -> Tensor:
@@ -61,9 +61,13 @@ def walked(maps: Tensor, steps: Tensor, squarings: int = SQUARINGS) -> Tensor:
     return normalised(spread.unflatten(-1, maps.shape[-2:]))
 
 
-def cut(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """The pseudo masks, bool [B, h, w]: where R, enlarged, is at least a quarter of its largest value."""
-    return F.interpolate(maps[:, None], list(size), mode="bilinear")[:, 0] >= FOREGROUND
+def enlarged(cells: Tensor, size: Sequence[int]) -> Tensor:
+    """The masks bool [B, H, W] on a finer grid, bool [B, h, w].
+
+    It is cells that are in or out: a map that is enlarged first and cut at a quarter afterwards would gain a quarter of
+    a cell all around.
+    """
+    return F.interpolate(cells[:, None].float(), list(size), mode="bilinear")[:, 0] >= 0.5
 
 
 def best_candidate(maps: Tensor, masks: Tensor) -> Tensor:

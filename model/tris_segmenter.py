@@ -49,8 +49,8 @@ class SegmenterConfig(ModelConfig):
     decoder_dims: Sequence[int] = (512, 256, 128, 64)
     """Widths of the path from the coarsest map to the finest; with sam one more."""
     refine: str = "walk"
-    """How stage 1's map becomes a pseudo mask: walk (random walk over DINO's tokens), none, or sam (the candidate's
-    mask that fits best; TRIS has no SAM, so that is another system, TRIS-C+SAM)."""
+    """How stage 1's map becomes a pseudo mask: walk (random walk over DINO's tokens), none (as it is), or sam (the
+    candidate's mask that fits best; TRIS has no SAM, so that is another system, TRIS-C+SAM)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -132,6 +132,13 @@ def test_permuting_cells_permutes_the_response_and_leaves_the_scores_alone() -> 
     torch.testing.assert_close(classification_loss(other[:, :2]), classification_loss(one[:, :2]), rtol=0, atol=1e-5)
 
 
+def test_cells_that_are_told_their_place_answer_by_it() -> None:
+    net = build(replace(CONFIG, places=True)).double().eval()
+    same, texts = torch.ones(1, 13, 4, 4).double(), net.localise.texts(torch.randn(1, 8).double())[None]
+    assert net.localise(same, texts).std() > 1e-3
+    assert build().double().eval().localise(same, texts).std() < 1e-9
+
+
 def test_permuting_texts_permutes_the_responses() -> None:
     net = build().double().eval()
     maps, texts = torch.randn(2, 13, 4, 4).double(), net.localise.texts(torch.randn(3, 8).double())[None]
@@ -349,10 +356,21 @@ def halves(side: int) -> Tensor:
     return tokens
 
 
-def test_a_map_is_cut_at_a_quarter_of_its_largest_value_and_one_without_any_is_empty() -> None:
+def test_a_map_without_a_positive_value_is_nowhere() -> None:
     maps = torch.tensor([[[-1.0, 2.0], [0.4, 0.6]], [[-1.0, -2.0], [-3.0, 0.0]]])
-    cut = tris_refine.cut(tris_refine.normalised(maps), (2, 2))
-    assert cut.tolist() == [[[False, True], [False, True]], [[False, False], [False, False]]]
+    assert tris_refine.normalised(maps).tolist() == [
+        [[0, 1], [pytest.approx(0.2), pytest.approx(0.3)]],
+        [[0, 0], [0, 0]],
+    ]
+
+
+def test_a_mask_of_cells_keeps_its_borders_when_it_is_enlarged() -> None:
+    cells = torch.zeros(1, 6, 6, dtype=torch.bool)
+    cells[0, 1:4, 2:6] = True
+    fine = tris_refine.enlarged(cells, (24, 24))[0]
+    exact = cells[0].repeat_interleave(4, 0).repeat_interleave(4, 1)
+    assert (fine & ~exact).sum() == 0
+    assert (exact & ~fine).sum() <= 2 * 3  # corners inside the grid are rounded
 
 
 def test_the_caption_that_agrees_with_the_others_is_chosen_in_any_order() -> None:
