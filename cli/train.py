@@ -71,15 +71,31 @@ def train(
             callback=_show_settings,
         ),
     ] = None,
+    sampling: Annotated[
+        Literal["references", "images"] | None,
+        typer.Option(
+            help="Go through references one by one, or through images, each with all its references at once. Short for "
+            "--set train.sampling=…",
+            show_default="references",
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Short for --set train.epochs=…")] = None,
     seed: Annotated[int | None, typer.Option(help="Short for --set train.seed=…")] = None,
     features: Annotated[
-        Literal["disk", "ram"], typer.Option(help="Read columns from the store at every step, or once into memory.")
-    ] = "disk",
+        Literal["auto", "disk", "ram", "gpu"],
+        typer.Option(
+            help="Where columns are: read from the store at every step, or once into memory or onto the GPU; "
+            "auto decides from sizes and says so."
+        ),
+    ] = "auto",
     shuffle_captions: Annotated[
         bool,
         typer.Option("--shuffle-captions", help="Control: every object gets the expressions of another image's."),
     ] = False,
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option(help="Of the convolutions in a step; auto is bfloat16 on a GPU that has it, float32 elsewhere."),
+    ] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto is the GPU where there is one.")] = "auto",
     devices: Annotated[
         int,
@@ -118,7 +134,11 @@ def train(
     dataset = dataset_in(store, dataset)
     model, optimisation = recipe(method, preset or fitting_preset(store, dataset))
     sections = {"model": model, "train": optimisation}
-    short = [f"train.{key}={value}" for key, value in (("epochs", epochs), ("seed", seed)) if value is not None]
+    short = [
+        f"train.{key}={value}"
+        for key, value in (("epochs", epochs), ("seed", seed), ("sampling", sampling))
+        if value is not None
+    ]
     changes, notes = implied(sections, parsed(sections, [*(settings or ()), *short]), has_words=words is not None)
     chosen = changed(sections, changes)
     run = train_on(
@@ -133,6 +153,7 @@ def train(
             first_stage=first_stage,
             shuffle_captions=shuffle_captions,
             features=features,
+            precision=precision,
             device=device,
             negatives=negatives,
         ),

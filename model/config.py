@@ -16,6 +16,8 @@ from ..shards.errors import ConfigError
 BANKS = ("dino", "sam", "clip")
 """Feature banks that may be added to the detector maps, in the order of the router's outputs."""
 
+SAMPLINGS = ("references", "images")
+
 
 OPTIMISERS = ("adam", "adamw")
 SCHEDULES = ("cosine", "poly")
@@ -161,6 +163,10 @@ class TrainConfig:
     """Passes over the training references."""
     batch: int = 40
     """Expressions in a step; the contrast and the BatchNorms see all of them."""
+    sampling: str = "references"
+    """What an epoch goes through. references: each once, in batches of different images, as released. images: each
+    once with all its references, which share what the image alone decides and are no negatives of each other; a step
+    has as many images as have `batch` references on average."""
     lr: float = 1e-4
     """Learning rate after the warm-up."""
     min_lr: float = 3e-5
@@ -193,6 +199,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
         _require(self.epochs >= 1, f"epochs={self.epochs} must be at least 1.")
+        _require(
+            self.sampling in SAMPLINGS, f"sampling={self.sampling!r} is not known; choose {' or '.join(SAMPLINGS)}."
+        )
         _require(self.batch >= 2, f"batch={self.batch} must be at least 2: the loss contrasts images of a batch.")
         for name in ("lr", "clip_norm", "eps"):
             _require(0 < getattr(self, name) < math.inf, f"{name}={getattr(self, name)} must be positive and finite.")

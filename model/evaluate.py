@@ -176,7 +176,7 @@ def evaluate(
         for place, reference in enumerate(references)
         if reference.key in skipped
     }
-    loader = Loader(store, fields, device=next(net.parameters()).device)
+    loader = Loader(store, fields, device=next(net.parameters()).device, keys=keys, reuse=True)
     make = partial(_batch, loader, references, vocabulary, config.max_tokens)
     chunks = [asked[start : start + batch] for start in range(0, len(asked), batch)]
     net.eval()

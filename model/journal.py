@@ -27,6 +27,7 @@ class Journal:
         self._epochs = epochs
         self._shown: Mapping[str, float] = {}
         self._metrics = metrics
+        self._seconds = self._waited = 0.0
         with device_faults(metrics):
             self._file = output(metrics, append=True)
 
@@ -46,6 +47,8 @@ class Journal:
 
     def epoch(self, epoch: int, timing: Mapping[str, float]) -> None:
         """An epoch is done; timing: as `Clock.stop` gives it."""
+        self._seconds += timing["seconds"]
+        self._waited += timing["seconds"] * timing["waiting_share"]
         with device_faults(self._timing), output(self._timing, append=True) as file:
             file.write(_line({"epoch": epoch, **timing}))
         self._watch.line(
@@ -56,6 +59,13 @@ class Journal:
                 f"{timing['seconds']:,.{1 if timing['seconds'] < 10 else 0}f} s",
                 f"{timing['waiting_share']:.0%} waiting",
             )
+        )
+
+    def total(self) -> None:
+        """All epochs are done; how long those since the journal was opened took."""
+        self._watch.line(
+            f"{self._seconds:,.{1 if self._seconds < 10 else 0}f} s of training, "
+            f"{self._waited / self._seconds:.1%} of them waiting for data"
         )
 
     def __enter__(self) -> Self:

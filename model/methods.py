@@ -38,6 +38,12 @@ class Method:
     """The fields of `Batch` it reads, beside `tokens` and `letterbox`, which every batch has."""
     words: Callable[[ModelConfig], tuple[str, ...]] = lambda config: ()
     """The words it says itself, whether or not an expression holds them: a new vocabulary gets those it lacks, last."""
+    bfloat16: bool = False
+    """Whether it keeps what needs it in float32 when the rest of a step is computed in bfloat16 (precision.py)."""
+    late: tuple[str, ...] = ()
+    """Those of its fields that it does not read before epoch `warm_epochs`."""
+    shares_images: bool = True
+    """Whether several expressions of a batch may be about one image (`train.sampling=images`)."""
     masks: bool = True
     """Whether it predicts masks. Where it does not, its boxes are measured, and SAM's masks of them."""
     boxes: bool = True
@@ -54,11 +60,15 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "weakmcn": Method(
-        build=lambda config, vocabulary, words: WeakMCN(config, len(vocabulary), words), fields=weakmcn.fields_of
+        build=lambda config, vocabulary, words: WeakMCN(config, len(vocabulary), words),
+        fields=weakmcn.fields_of,
+        bfloat16=True,
+        late=("masks",),
     ),
     "refclip": Method(
         build=lambda config, vocabulary, words: RefCLIP(config, len(vocabulary), words),
         fields=refclip.fields_of,
+        bfloat16=True,
         masks=False,
     ),
     "apl": Method(build=APL, fields=apl.fields_of, words=prompt_words, masks=False),
@@ -66,6 +76,7 @@ METHODS: dict[str, Method] = {
         build=TRIS,
         fields=tris.fields_of,
         boxes=False,
+        shares_images=False,
         settings=TrisConfig,
         recipe=tris.recipe,
         lessons=TrisLessons,
@@ -75,6 +86,7 @@ METHODS: dict[str, Method] = {
         build=TRISSegmenter,
         fields=tris_segmenter.fields_of,
         boxes=False,
+        shares_images=False,
         settings=SegmenterConfig,
         recipe=tris_segmenter.recipe,
         lessons=SegmenterLessons,
@@ -84,6 +96,7 @@ METHODS: dict[str, Method] = {
         build=SaG,
         fields=shatter.fields_of,
         boxes=False,
+        shares_images=False,
         settings=ShatterConfig,
         recipe=shatter.recipe,
         lessons=MeasuredFirst,

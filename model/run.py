@@ -156,7 +156,7 @@ class Run:
             raise CheckpointError(f"{self.path}: no checkpoint was written yet; run its `weakmcn train` command again.")
         net = self.method.build(self.model, self.vocabulary, None)
         checkpoint.load_weights(net, newest, ema=ema)
-        return net.to(device).eval()
+        return placed(net, device).eval()
 
     def require_trained(self) -> None:
         """ConfigError for a converted run: it has no optimiser and no place in an order of training to go on from."""
@@ -205,6 +205,11 @@ class Run:
                     f"{self.path}: trained on {stage}-{made_from['fingerprint'][:8]}, {has} ({store.path}); "
                     "pass the store it was trained on (--shards) or train again in a new folder."
                 )
+
+
+def placed(net: nn.Module, device: torch.device | str) -> nn.Module:
+    """The network on a device, the kernels of its convolutions laid out channels last, which they compute faster in."""
+    return net.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def device_of(name: str) -> torch.device:

@@ -8,8 +8,20 @@ import numpy as np
 
 from ..shards.fingerprint import fingerprint
 from ..shards.store import Store
+from .config import TrainConfig
+from .ranks import Ranks
 from .references import Reference, references_of, sentences_in_row_order
-from .sampler import steps_per_epoch, strangers
+from .sampler import (
+    Draw,
+    epoch_batches,
+    epoch_image_batches,
+    image_share_of,
+    image_steps_per_epoch,
+    images_in_batch,
+    share_of,
+    steps_per_epoch,
+    strangers,
+)
 from .vocabulary import Vocabulary, words_of
 
 
@@ -32,9 +44,25 @@ class Samples:
     notes: list[str]
     """What was left out or cut, and how much: one line each, for the user."""
 
-    def steps(self, batch: int) -> int:
+    def steps(self, config: TrainConfig) -> int:
         """Steps of an epoch; ConfigError if no batch of that size can be filled."""
-        return steps_per_epoch(self.keys, batch)
+        count = image_steps_per_epoch if config.sampling == "images" else steps_per_epoch
+        return count(self.keys, config.batch)
+
+    def contrasted(self, config: TrainConfig) -> int:
+        """Images in a batch."""
+        return images_in_batch(self.keys, config.batch) if config.sampling == "images" else config.batch
+
+    def batches(self, config: TrainConfig, epoch: int) -> list[list[Draw]]:
+        """The order of an epoch."""
+        order = epoch_image_batches if config.sampling == "images" else epoch_batches
+        return order(self.keys, self.usable, seed=config.seed, epoch=epoch, batch=config.batch)
+
+    def share(self, drawn: Sequence[Draw], config: TrainConfig, ranks: Ranks) -> Sequence[Draw]:
+        """This rank's part of a batch."""
+        if config.sampling == "images":
+            return image_share_of(drawn, self.keys, ranks.rank, ranks.size)
+        return share_of(drawn, ranks.rank, ranks.size)
 
 
 def training_samples(

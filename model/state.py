@@ -133,7 +133,11 @@ class TrainState:
         moments = {part: under(f"adam/{part}/", saved.tensors) for part in ADAM}
         for name, weight in self.net.named_parameters():
             if name in moments["step"]:  # a part that had no gradient yet has no moments either
-                self.optimiser.state[weight] = {part: moments[part][name].to(self.device) for part in ADAM}
+                saved_moments = {part: moments[part][name] for part in ADAM}
+                self.optimiser.state[weight] = {  # laid out as the weight is, or the fused step would not take them
+                    part: torch.empty_like(weight).copy_(moment) if moment.ndim else moment.to(self.device)
+                    for part, moment in saved_moments.items()
+                }
         self.window = {name: total.to(self.device) for name, total in under("window/", saved.tensors).items()}
         self.window_steps = saved.position.window_steps
         self.epoch, self.batch, self.step = saved.position.epoch, saved.position.batch, saved.position.step

@@ -6,6 +6,7 @@ that family is whole. So a run that is interrupted, killed or out of disk is gon
 
 import shutil
 import tempfile
+import time
 from collections.abc import Container, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -36,7 +37,7 @@ from .measure import measure
 from .plan import Plan, Shards, StagePlan, families_in_use, make_plan, workers_expected
 from .progress import Progress
 from .remembered import configured
-from .report import Failure, Report, tell_device, tell_failures, tell_plan
+from .report import Failure, Report, tell_device, tell_failures, tell_pass, tell_plan
 from .stages import (
     STATISTICS_FOLDER,
     anchored,
@@ -50,7 +51,7 @@ from .stages import (
     stage_named,
 )
 from .statistics import overlaps, plan_statistics
-from .tasks import Executor, ImageRow, ShardDone, ShardTask
+from .tasks import Executor, ImageRow, ShardDone, ShardTask, Spent
 from .trail import STALL_S
 from .work import LocalExecutor
 
@@ -228,6 +229,7 @@ def _run(report: Report, shards: Shards, executor: Executor, console: Console, *
                 tasks = [replace(task, beside=besides.get(task.shard)) for task in tasks]
             done = stage.images_total - stage.images_due + report.images[stage.stage.name]
             progress.begin(stage.stage.name, done=done, total=stage.images_total)
+            began, images, spent = time.monotonic(), 0, Spent()
             for outcome in executor.run(tasks):
                 if isinstance(outcome, ShardDone):
                     if later is not None and outcome.beside_bytes is not None:
@@ -236,12 +238,17 @@ def _run(report: Report, shards: Shards, executor: Executor, console: Console, *
                         report.bytes += outcome.beside_bytes
                     report.images[stage.stage.name] += outcome.images
                     report.bytes += outcome.bytes
+                    images, spent = images + outcome.images, spent + outcome.spent
                     progress.advance(outcome.images)
                     continue
                 if outcome.fatal is not None:
                     raise outcome.fatal
                 missing.add(outcome.shard)
                 report.failures.append(Failure(stage=stage.stage.name, shard=outcome.shard, reason=outcome.reason))
+            if images:
+                report.spent[stage.stage.name] = spent
+                both = f" and {later.stage.name}" if later is not None and later.stage.name in made else ""
+                tell_pass(console, stage.stage.name + both, images, time.monotonic() - began, spent)
             finished = Family.open(folder).survey.shards.values()  # makes its index, once here and not in every reader
             skipped = {key: f"{stage.stage.name}: {why}" for each in finished for key, why in each.skipped.items()}
             report.left_out = skipped | report.left_out  # the first stage that lacks it tells why

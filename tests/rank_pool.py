@@ -90,12 +90,23 @@ def main(rank: int, size: int, meeting: str) -> None:
 # One step
 
 
-def distances(ranks: Ranks, method: str, epoch: int, banks: list[str] | None = None, dtype: str = "float32") -> dict:
+def distances(
+    ranks: Ranks,
+    method: str,
+    epoch: int,
+    banks: list[str] | None = None,
+    dtype: str = "float32",
+    owner: list[int] | None = None,
+) -> dict:
     """How far losses, gradients and statistics of a step on all ranks are from those of one process, at most.
 
-    Gradients are compared in units of the largest of them.
+    owner: the image of each of some expressions; by default each image has one. Gradients are compared in units of the
+    largest of them.
     """
     batch = make_batch(SIZE, APL_CONFIG) if method == "apl" else make_batch(SIZE)
+    if owner is not None:
+        words = torch.randint(3, VOCABULARY, (len(owner), TINY.max_tokens), generator=torch.Generator().manual_seed(7))
+        batch = replace(batch, tokens=words, owner=torch.tensor(owner))
     batch = replace(batch, pseudo=torch.arange(SIZE * 32, dtype=torch.uint8).view(SIZE, 16, 2))
     alone, shared = (_network(method, banks, getattr(torch, dtype)) for _ in range(2))
     wanted, got = (
@@ -120,7 +131,10 @@ def local_contrast(ranks: Ranks) -> list[float]:
     """RefCLIP's loss where ranks keep to their own images, and what it should be: of each part of the batch alone."""
     batch, net = make_batch(SIZE), _network("refclip", None, torch.float64)
     sentences, candidates = (part.chunk(ranks.size) for part in net._embed(batch))  # pyright: ignore
-    own = [anchor_contrast(torch.einsum("bd,akd->bak", *pair)) for pair in zip(sentences, candidates, strict=True)]
+    own = [
+        anchor_contrast(torch.einsum("bd,akd->bak", said, seen), torch.arange(len(said)))
+        for said, seen in zip(sentences, candidates, strict=True)
+    ]
     net = whole_batch(_network("refclip", None, torch.float64), ranks)
     got = _step(net, _part(batch, ranks), 0, replace(ranks, gather=False))
     return [got["det"].item(), torch.stack(own).mean().item()]
@@ -152,9 +166,14 @@ def _network(method: str, banks: list[str] | None, dtype: torch.dtype) -> nn.Mod
 
 
 def _part(batch: Batch, ranks: Ranks) -> Batch:
-    rows = slice(ranks.rank * SIZE // ranks.size, (ranks.rank + 1) * SIZE // ranks.size)
+    """A rank's images, with the expressions about them."""
+    first, last = ranks.rank * SIZE // ranks.size, (ranks.rank + 1) * SIZE // ranks.size
     values = ((field.name, getattr(batch, field.name)) for field in fields(batch))
-    return replace(batch, **{name: value[rows] for name, value in values if value is not None})
+    part = {name: value[first:last] for name, value in values if value is not None}
+    if batch.owner is not None:
+        own = (batch.owner >= first) & (batch.owner < last)
+        part |= {"tokens": batch.tokens[own], "owner": batch.owner[own] - first}
+    return replace(batch, **part)
 
 
 def _step(net: Any, batch: Batch, epoch: int, ranks: Ranks) -> dict[str, torch.Tensor]:

@@ -302,6 +302,11 @@ def test_settings_that_do_not_fit_are_refused(change: dict[str, Any], words: str
         replace(CONFIG, **change)
 
 
+def test_several_expressions_of_one_image_in_a_batch_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="sampling='images': sag-c sees an image once in a batch"):
+        replace(settings(tmp_path, tmp_path), train=replace(FAST, sampling="images"))
+
+
 # On a store
 
 WORLD: dict[str, Any] = {

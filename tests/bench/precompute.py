@@ -1,0 +1,102 @@
+"""Reading, encoding and writing at once against one after the other: `just bench precompute`.
+
+The same shards go through a worker (pipeline/work.py) and through a loop that does the three in turn on one thread,
+each with one thread for arithmetic; files of both are compared. Two stages: EfficientSAM-Ti at the paper's size, where
+little is written for much arithmetic, and a thin detector, where much is written for little.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from weakmcn.pipeline.images import Photo
+from weakmcn.pipeline.stages import Encoder, load_encoder, stage_named
+from weakmcn.pipeline.tasks import ShardDone, ShardTask, Spent
+from weakmcn.pipeline.work import Worker
+from weakmcn.shards.writer import Record, write_shard
+
+from .encoding import World, digests, make_world, tasks
+from .harness import Timing, in_turn, ratio, told, written
+
+STAGES = {"sam": "EfficientSAM-Ti", "detect": "detector of width 8"}
+
+
+def main(
+    images: Annotated[int, typer.Option(help="Photographs in a shard; a round encodes one of every stage.")] = 24,
+    repeats: Annotated[int, typer.Option(help="Rounds.")] = 5,
+    batch: Annotated[int, typer.Option(help="Photographs in a batch.")] = 4,
+    out: Path = Path("precompute.json"),
+) -> None:
+    """Print seconds an image both ways, how much is gained, and what the encoder waited for."""
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        world = make_world(root, images=images, detector_width=8)
+        rows, timings = [], {}
+        for stage, name in STAGES.items():
+            both, spent, size = _measured(world, stage, root, images, batch, repeats, device)
+            timings |= {f"{stage}, {how}": timing for how, timing in both.items()}
+            gain = ratio(both["in turn"], both["at once"])
+            rows.append(
+                (
+                    name,
+                    f"{size / images / 1e6:.2f}",
+                    *(f"{1000 * both[how].median_s / images:.0f}" for how in ("in turn", "at once")),
+                    f"{gain[0]:.2f} ({gain[1]:.2f} to {gain[2]:.2f})",
+                    f"{100 * spent.photos_s / spent.total_s:.1f} %",
+                    f"{100 * spent.disk_s / spent.total_s:.1f} %",
+                )
+            )
+    told(
+        f"{images} photographs a shard, batches of {batch}, {device}",
+        ("stage", "MB an image", "ms in turn", "ms at once", "times as fast", "waits: photographs", "waits: disk"),
+        rows,
+        notes=[f"Median of {repeats} rounds; ms an image. The waits are of the encoder, at once."],
+    )
+    written(out, "precompute", timings, images=images, batch=batch, rows=rows)
+
+
+def _measured(
+    world: World, stage: str, root: Path, images: int, batch: int, repeats: int, device: str
+) -> tuple[dict[str, Timing], Spent, int]:
+    """Timings of both ways, where the encoder's time went in all rounds, bytes of the shard."""
+    (at_once,) = tasks(world, stage, root / stage / "at-once", shard=images, batch=batch)
+    (in_order,) = tasks(world, stage, root / stage / "in-turn", shard=images, batch=batch)
+    worker = Worker(device)  # which also makes this process's arithmetic like a worker's
+    encoder = load_encoder(stage_named(stage), in_order.config, device)
+    done: list[ShardDone] = []
+
+    def run() -> None:
+        outcome = worker.run(at_once)
+        assert isinstance(outcome, ShardDone), outcome
+        done.append(outcome)
+
+    both = in_turn({"in turn": lambda: _one_after_the_other(in_order, encoder), "at once": run}, repeats=repeats)
+    assert digests(at_once.folder) == digests(in_order.folder)
+    spent = sum((each.spent for each in done[-repeats:]), Spent())
+    return both, spent, done[-1].bytes
+
+
+def _one_after_the_other(task: ShardTask, encoder: Encoder) -> None:
+    """What a worker does, on one thread."""
+
+    def records() -> Iterator[Record]:
+        for first in range(0, len(task.images), encoder.batch):
+            rows = task.images[first : first + encoder.batch]
+            photos = [Photo.read(row.key, row.path, side=task.config.side_px) for row in rows]
+            surplus = encoder.batch - len(rows)
+            outputs = encoder.encode(photos + photos[-1:] * surplus, [{}] * encoder.batch)
+            for row, values in zip(rows, outputs[: len(rows)], strict=True):
+                yield Record(key=row.key, values=values, image_sha256=row.sha256)
+
+    fields = stage_named(task.stage).fields
+    write_shard(
+        task.folder, task.shard, records(), fingerprint=task.fingerprint, codec=task.config.codec, fields=fields
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
