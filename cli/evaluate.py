@@ -66,7 +66,9 @@ def evaluate(
 
     The floor needs no language: the candidate of highest objectness, a random one (in expectation), the largest, each
     with SAM's mask of it. The ceiling is the candidate that fits the true box best. The last row is the run's own
-    choice with SAM's mask in place of the mask head's; it is the only RES of a method without a mask head.
+    choice with SAM's mask in place of the mask head's; it is the only RES of a method without a mask head. A method
+    that predicts masks alone has no REC and no IE, but a PointM: the share of sentences whose highest pixel lies in the
+    true mask.
     """
     from ..model.evaluate import evaluate_run
     from ..model.run import Run
@@ -123,10 +125,10 @@ def results_table(evaluations: Sequence["Evaluation"]) -> "Table":
         table.add_column(head, justify="right", no_wrap=True)
     for found in evaluations:
         label = f"{found.split}, {found.summary['sentences']:,.0f} sentences"
-        cells = (f"{found.summary[key]:.1f}" if key in found.summary else "" for key in COLUMNS)
+        cells = (f"{found.summary[key]:.1f}" if key in found.summary else "–" for key in COLUMNS)
         table.add_row(label, *cells, style="bold")
-        for key, label in BASELINES.items():
-            figures = found.baselines[key]
+        for key, figures in found.baselines.items():
+            label = BASELINES[key]
             cells = (f"{figures[column]:.1f}" if column in figures else "" for column in COLUMNS)
             table.add_row(f"  {label}", *cells, style="dim")
         table.add_section()

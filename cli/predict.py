@@ -28,10 +28,11 @@ class Found:
     phrase: str
     unknown_words: list[str]
     """Words of the phrase that the run has never seen; it answers from the others."""
-    box: "np.ndarray"
-    """float64 [4], x0 y0 x1 y1 in photo pixels; not clipped to the photo."""
-    objectness: float
-    """How sure the frozen detector is that the chosen candidate is an object, 0..1; nothing about the phrase."""
+    box: "np.ndarray | None"
+    """float64 [4], x0 y0 x1 y1 in photo pixels; not clipped to the photo. None where the method predicts no boxes."""
+    objectness: float | None
+    """How sure the frozen detector is that the chosen candidate is an object, 0..1; nothing about the phrase. None
+    without a box."""
     mask: "np.ndarray | None"
     """bool [h, w]; None where the run's method predicts no masks."""
 
@@ -137,10 +138,11 @@ def answers(run: "Run", photo: "Photo", phrases: Sequence[str], config: "Pipelin
         **{name: repeated(column) for name, column in sources.items()},
         letterbox=torch.from_numpy(photo.letterbox.info).to(device).expand(count, 6),
         tokens=torch.from_numpy(np.stack([vocabulary.ids(text, run.model.max_tokens) for text in phrases])).to(device),
+        images=torch.zeros(count, dtype=torch.int64, device=device),
     )
     predictions: Any = run.network(device=device).predict(batch)  # pyright: ignore[reportCallIssue]
-    boxes = photo.letterbox.to_photo(predictions.boxes.cpu().numpy())
-    if not np.isfinite(boxes).all():
+    boxes = None if predictions.boxes is None else photo.letterbox.to_photo(predictions.boxes.cpu().numpy())
+    if boxes is not None and not np.isfinite(boxes).all():
         raise WeakmcnError(f"{run.path}: its network answers with a box that is not finite; train it again.")
     masks = None
     if predictions.mask_logits is not None:
@@ -149,8 +151,8 @@ def answers(run: "Run", photo: "Photo", phrases: Sequence[str], config: "Pipelin
         Found(
             phrase=text,
             unknown_words=[word for word in words_of(text) if word not in vocabulary],
-            box=boxes[place],
-            objectness=float(predictions.scores[place]),
+            box=None if boxes is None else boxes[place],
+            objectness=None if boxes is None else float(predictions.scores[place]),
             mask=None if masks is None else photo.letterbox.mask_to_photo(masks[place]),
         )
         for place, text in enumerate(phrases)
@@ -190,19 +192,18 @@ def write_answers(found: Sequence[Found], photo: "Photo", picture: Path, facts: 
 
     rows, masks = [], []
     for mask_file, each in zip(_mask_files(picture, len(found)), found, strict=True):
-        corners = [round(float(value), 2) for value in each.box]
-        typer.echo(
-            f"“{each.phrase}”: box {' '.join(f'{value:.0f}' for value in corners)}, objectness {each.objectness:.2f}"
-            + (f", mask {int(each.mask.sum()):,} px" if each.mask is not None else "")
-        )
+        said, row = [], {"phrase": each.phrase, "unknown_words": each.unknown_words}
+        if each.box is not None:
+            row["box"] = [round(float(value), 2) for value in each.box]
+            said.append(f"box {' '.join(f'{value:.0f}' for value in row['box'])}")
+        if each.objectness is not None:
+            row["objectness"] = round(each.objectness, 4)
+            said.append(f"objectness {each.objectness:.2f}")
+        if each.mask is not None:
+            said.append(f"mask {int(each.mask.sum()):,} px")
+        typer.echo(f"“{each.phrase}”: {', '.join(said)}")
         if each.unknown_words:
             typer.echo(f"  not in the run's vocabulary, so without effect: {', '.join(each.unknown_words)}", err=True)
-        row = {
-            "phrase": each.phrase,
-            "unknown_words": each.unknown_words,
-            "box": corners,
-            "objectness": round(each.objectness, 4),
-        }
         if each.mask is not None:
             masks.append(mask_file)
             save_mask(each.mask, mask_file)
@@ -213,9 +214,13 @@ def write_answers(found: Sequence[Found], photo: "Photo", picture: Path, facts: 
         Answer(
             rgb=photo.rgb,
             expression=each.phrase,
-            note=f"objectness {each.objectness:.2f}"
-            + (f" · unknown: {', '.join(each.unknown_words)}" if each.unknown_words else ""),
-            predicted=Marks(box=_cut_to(photo, each.box), mask=each.mask),
+            note=" · ".join(
+                [
+                    *([] if each.objectness is None else [f"objectness {each.objectness:.2f}"]),
+                    *([f"unknown: {', '.join(each.unknown_words)}"] if each.unknown_words else []),
+                ]
+            ),
+            predicted=Marks(box=None if each.box is None else _cut_to(photo, each.box), mask=each.mask),
         )
         for each in found
     ]

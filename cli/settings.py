@@ -66,13 +66,14 @@ def explained(sections: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _explanations(kind: type) -> dict[str, str]:
-    """Field -> the string below it in the source."""
+    """Field -> the string below it in the source; a class also has what it inherits."""
+    inherited = _explanations(base) if (base := kind.__base__) not in (None, object) else {}
     (body,) = [
         node.body
         for node in ast.parse(inspect.cleandoc(inspect.getsource(kind))).body
         if isinstance(node, ast.ClassDef)
     ]
-    return {
+    return inherited | {
         field.target.id: " ".join(below.value.value.split())
         for field, below in pairwise(body)
         if isinstance(field, ast.AnnAssign)

@@ -9,6 +9,7 @@ import typer
 if TYPE_CHECKING:
     from ..shards.store import Store
 
+METHOD_HELP = "What is trained: weakmcn, refclip, apl, tris-c, tris-c2 or sag-c."
 EXAMPLE_PRESET = "refcoco"
 """Whose values `--set help` shows where no preset is named."""
 
@@ -40,7 +41,7 @@ def train(
     shards: Annotated[Path, typer.Option(metavar="STORE", help="Folder of the store that precompute filled.")],
     dataset: Annotated[str, typer.Option(help="Whose expressions: refcoco, refcoco+, refcocog, …")],
     out: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the run; an interrupted run in it goes on.")],
-    method: Annotated[str, typer.Option(help="What is trained: weakmcn, refclip or apl.", is_eager=True)] = "weakmcn",
+    method: Annotated[str, typer.Option(help=METHOD_HELP, is_eager=True)] = "weakmcn",
     preset: Annotated[
         str | None,
         typer.Option(
@@ -56,6 +57,10 @@ def train(
             help="Word vectors: GloVe's .txt or .zip, or .safetensors; they stay as they are.",
             show_default="random, and learned",
         ),
+    ] = None,
+    first_stage: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="RUN", help="tris-c2: the finished run of tris-c whose masks it learns from."),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -145,6 +150,7 @@ def train(
             train=chosen["train"],
             method=method,
             words=words,
+            first_stage=first_stage,
             shuffle_captions=shuffle_captions,
             features=features,
             precision=precision,

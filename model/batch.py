@@ -17,10 +17,15 @@ expression has an image of its own, so I = B, unless `owner` says which of I < B
     classes     float [I, K, classes]          class probabilities, mean of a cell's four boxes
     colours     float32 [I, K, 3]              mean RGB in the mean of a cell's four boxes, 0..255
     owner       int64 [B]                      which of the images an expression is about; None: expression b, image b
+    clip_candidates  float [I, K, 512]         image embedding of the photo under each candidate's mask
+    images      int64 [I]                      the images' keys, as numbers
+    pseudo      uint8 [B, S/4, S/32]           pseudo mask of the expression's object, packed as `masks` are
+    texts       float32 [B, n, 512]            vectors of n captions by CLIP's text encoder, the expression's own first
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -40,8 +45,10 @@ SOURCES = {
     "masks": "masks.bits",
     "classes": "detect.classes",
     "colours": "detect.colours",
+    "clip_candidates": "clip.candidates",
 }
-"""Field of a batch -> column of the store. Tokens and letterbox come from the tables of the store."""
+"""Field of a batch -> column of the store. Tokens, letterbox and images come from the tables of the store; pseudo and
+texts belong to expressions and come from a method's lessons (lessons.py)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,13 +56,14 @@ class Batch:
     """B expressions with their images; the table of this module says what each field holds.
 
     A field that the network does not read may be None: a bank that is not in use, masks where no mask loss is asked
-    for, and so on. Maps may be float16, bfloat16 or float32: the network casts them to the type of its weights.
+    for, and so on; cells and boxes are empty then. Maps may be float16, bfloat16 or float32: the network casts them to
+    the type of its weights.
     """
 
-    cells: Tensor
-    boxes: Tensor
     letterbox: Tensor
     tokens: Tensor
+    cells: Tensor = field(default_factory=partial(torch.empty, 0))
+    boxes: Tensor = field(default_factory=partial(torch.empty, 0))
     dark_s8: Tensor | None = None
     dark_s16: Tensor | None = None
     dark_s32: Tensor | None = None
@@ -65,6 +73,10 @@ class Batch:
     masks: Tensor | None = None
     classes: Tensor | None = None
     colours: Tensor | None = None
+    clip_candidates: Tensor | None = None
+    images: Tensor | None = None
+    pseudo: Tensor | None = None
+    texts: Tensor | None = None
     owner: Tensor | None = None
 
     def __len__(self) -> int:
@@ -82,8 +94,12 @@ class Batch:
         return None if self.owner is None else len(self)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
         return replace(self, **{name: change(value) for name, value in values.items() if value is not None})
+
+    def rows(self, rows: slice) -> "Batch":
+        """Some of the expressions."""
+        return self._each(lambda value: value[rows])
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
         """The same batch on another device."""
@@ -114,6 +130,7 @@ class Batch:
             "masks": ((k, side, side // 8), torch.uint8),
             "classes": ((k, len(config.class_names)), None),
             "colours": ((k, 3), torch.float32),
+            "clip_candidates": ((k, config.clip_channels), None),
         }
         self._check_field("tokens", *wanted["tokens"], rows=len(self))
         if self.owner is not None:
@@ -124,7 +141,7 @@ class Batch:
 
     def _check_field(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None, *, rows: int) -> None:
         value: Tensor | None = getattr(self, name)
-        if value is None:
+        if value is None or value.shape == (0,):
             column = SOURCES[name]
             raise StoreError(
                 f"The batch has no {name} (column {column}), which this configuration needs. Make the column with "

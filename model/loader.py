@@ -86,6 +86,7 @@ class Loader:
         return Batch(
             **{field: self._field(parts, column) for field, column in columns.items()},
             letterbox=torch.from_numpy(letterbox).to(self._device),
+            images=torch.tensor([int(key) for key in keys], device=self._device),
             tokens=torch.from_numpy(tokens[:, :longest]).to(self._device),
             owner=None if owner is None else torch.from_numpy(owner).to(self._device),
         )

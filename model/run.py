@@ -9,7 +9,7 @@ timing.jsonl     what depends on the clock
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +27,7 @@ from .origin import Origin
 from .vocabulary import Vocabulary
 
 FORMAT = 1
-NOT_COMPARED = ("store", "store_absolute", "version", "words.file")
+NOT_COMPARED = ("store", "store_absolute", "version", "words.file", "first_stage.run")
 """What may differ when a run is continued: it does not change the result."""
 DATA = "samples."
 """How the names of the data's digests begin."""
@@ -93,7 +93,7 @@ class Run:
 
     @property
     def model(self) -> ModelConfig:
-        return _config(ModelConfig, self.facts["model"])
+        return _config(self.method.settings, self.facts["model"])
 
     @property
     def train(self) -> TrainConfig:
@@ -171,7 +171,9 @@ class Run:
 
         StoreError if only the data differ, naming what of them: references, captions, vocabulary, photographs.
         """
-        has, asked = _flat(self.facts), _flat(wanted)
+        # A setting that this run is older than has the value it has by itself.
+        full = {**self.facts, "model": asdict(self.model), "train": asdict(self.train)}
+        has, asked = _flat(full), _flat(wanted)
         differing = [name for name in sorted(has.keys() | asked.keys()) if has.get(name) != asked.get(name)]
         for name in differing:
             if name not in NOT_COMPARED and not name.startswith(DATA):

@@ -36,6 +36,8 @@ class Samples:
     """For each reference int64 [sentences, T]."""
     usable: list[list[int]]
     """For each reference the sentences that have words, at least one."""
+    sentences: list[tuple[str, ...]]
+    """For each reference all of them as they are written."""
     vocabulary: Vocabulary
     digests: dict[str, str]
     """Of all of the above and of the photographs, by what it is, in words for the user."""
@@ -93,6 +95,7 @@ def training_samples(
         ref_ids=ref_ids,
         tokens=[np.stack([vocabulary.ids(text, max_tokens) for text in speaker.sentences]) for speaker in speakers],
         usable=[speaker.usable for speaker in speakers],
+        sentences=[speaker.sentences for speaker in speakers],
         vocabulary=vocabulary,
         digests={
             "references": fingerprint([ref_ids, keys]),

@@ -43,8 +43,12 @@ class TrainState:
     def start(cls, net: nn.Module, config: TrainConfig) -> "TrainState":
         """Before the first step. net: on its device."""
         weights = [weight for weight in net.parameters() if weight.requires_grad]
-        betas = (config.betas[0], config.betas[1])
-        optimiser = torch.optim.Adam(weights, lr=config.warmup_lr, betas=betas, eps=config.eps, fused=True)
+        common: dict[str, Any] = {"betas": (config.betas[0], config.betas[1]), "eps": config.eps, "fused": True}
+        if config.optimiser == "adamw":
+            decay = config.weight_decay
+            optimiser = torch.optim.AdamW(weights, lr=config.warmup_lr, weight_decay=decay, **common)
+        else:
+            optimiser = torch.optim.Adam(weights, lr=config.warmup_lr, **common)
         return cls(net, optimiser, MovingAverage(net, config.ema_decay))
 
     @property

@@ -11,7 +11,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -31,10 +31,11 @@ from .batch import Batch
 from .config import ModelConfig, TrainConfig
 from .interrupts import Interrupted, stop_requests
 from .journal import Clock, Journal, cut_to
+from .lessons import Lessons, Material
 from .loader import Loader, ahead, columns_of
 from .methods import method_of
 from .precision import Precision, check_precision, computing_in, settled
-from .preflight import check_canvas, check_folder, next_step, odd_settings, word_vectors
+from .preflight import check_canvas, check_folder, first_stage_of, next_step, odd_settings, word_vectors
 from .progress import Watch, tell
 from .ranks import ALONE, Ranks, RanksDiffer, bits
 from .references import FIRST_SPLIT
@@ -64,6 +65,8 @@ class TrainSettings:
     method: str = "weakmcn"
     words: Path | None = None
     """A file of word vectors, see words.py; None draws them at random. A run that goes on has them already."""
+    first_stage: Path | None = None
+    """The run that a method of two stages goes on from."""
     split: str = FIRST_SPLIT
     shuffle_captions: bool = False
     """Control experiment: every reference gets the captions of another image's, so that they say nothing about it."""
@@ -81,7 +84,7 @@ class TrainSettings:
     """Steps averaged in one line of metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        for name in ("store", "out", "words"):
+        for name in ("store", "out", "words", "first_stage"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
         check_precision(self.precision)
@@ -89,6 +92,10 @@ class TrainSettings:
             raise ConfigError(f"precision={self.precision!r}: {self.method} is trained in float32 alone; leave it out.")
         if self.features not in PLACES:
             raise ConfigError(f"features={self.features!r} is not known; choose one of {', '.join(PLACES)}.")
+        if self.train.sampling == "images" and not method_of(self.method).shares_images:
+            raise ConfigError(
+                f"sampling='images': {self.method} sees an image once in a batch; leave train.sampling out."
+            )
         if self.negatives not in ("gathered", "local"):
             raise ConfigError(f"negatives={self.negatives!r} is not known; choose gathered or local.")
         if self.log_steps < 1:
@@ -179,15 +186,31 @@ def train(
         if settings.train.sampling == "images":
             check_ranks(samples.contrasted(settings.train), ranks.size, own_negatives=settings.negatives == "local")
         residence = choose(settings.features, loader.reader, samples.keys, device, ranks=ranks.size)
+        first_stage, remembered = first_stage_of(settings.out, settings.first_stage)
+        lessons = method.lessons(
+            Material(
+                store=store,
+                samples=samples,
+                model=settings.model,
+                dataset=settings.dataset,
+                split=settings.split,
+                out=settings.out,
+                seed=settings.train.seed,
+                device=device,
+                first_stage=first_stage,
+                remembered=remembered,
+            )
+        )
         table, words = word_vectors(settings.out, settings.words, samples.vocabulary, settings.model.word_dim)
     with ExitStack() as held:
         with ranks.in_turn():
             if ranks.first:
                 held.enter_context(only_writer(settings.out, "weakmcn train"))
-                run = _open_run(settings, ranks, device, store, samples, stages, words)
+                run = _open_run(settings, ranks, device, store, samples, stages, words, lessons)
             else:
                 run = Run.open(settings.out)
-            state, log_bytes = _state_of(run, device, table, ranks)
+            lessons.ready()
+            state, log_bytes = _state_of(run, device, table, ranks, lessons)
         if state.epoch >= settings.train.epochs:
             if ranks.first:
                 tell(f"{run.path}: all {state.epoch} epochs are done. {next_step(run.path)}")
@@ -200,7 +223,7 @@ def train(
                     tell(note)
                 cut_to(run.metrics, log_bytes)
             loader.features = residence.features(loader.reader, samples.keys, device)
-        _train(run, settings, ranks, state, samples, loader, after_step)
+        _train(run, settings, ranks, state, samples, loader, lessons, after_step)
     return run
 
 
@@ -211,6 +234,7 @@ def _train(
     state: TrainState,
     samples: Samples,
     loader: Loader,
+    lessons: Lessons,
     after_step: Callable[[TrainState], None] | None,
 ) -> None:
     """All steps that are left, with what surrounds them: journal, checkpoints, signals."""
@@ -234,7 +258,7 @@ def _train(
             if ranks.together:
                 _check_ranks_agree(f"{run.path}: epoch {epoch + 1}", ranks, state, draws)
             batches = clock.waiting_for(
-                ahead(partial(_batch, loader, samples, ranks, config, fields), draws[state.batch :])
+                ahead(partial(_batch, loader, samples, ranks, config, fields, lessons, epoch), draws[state.batch :])
             )
             for _ in train_epoch(state, batches, config, steps, ranks, precision=run.facts["precision"]):
                 if after_step:
@@ -296,7 +320,14 @@ def _kept(run: Run, settings: TrainSettings, ranks: Ranks, state: TrainState, jo
 
 
 def _batch(
-    loader: Loader, samples: Samples, ranks: Ranks, config: TrainConfig, fields: Sequence[str], drawn: Sequence[Draw]
+    loader: Loader,
+    samples: Samples,
+    ranks: Ranks,
+    config: TrainConfig,
+    fields: Sequence[str],
+    lessons: Lessons,
+    epoch: int,
+    drawn: Sequence[Draw],
 ) -> tuple[Batch, Named]:
     """This rank's share of the drawn batch, and what the whole of it was made of."""
     own = samples.share(drawn, config, ranks)
@@ -304,7 +335,7 @@ def _batch(
     keys = [samples.keys[reference] for reference, _ in own]
     named = [(samples.ref_ids[reference], samples.keys[reference]) for reference, _ in drawn]
     if config.sampling == "references":
-        return loader.batch(keys, tokens, fields), named
+        return replace(loader.batch(keys, tokens, fields), **lessons.of(own, epoch)), named
     images = list(dict.fromkeys(keys))
     place = {key: index for index, key in enumerate(images)}
     return loader.batch(images, tokens, fields, owner=np.array([place[key] for key in keys])), named
@@ -318,6 +349,7 @@ def _open_run(
     samples: Samples,
     stages: Sequence[str],
     words: Mapping[str, Any] | None,
+    lessons: Lessons,
 ) -> Run:
     """The run in `settings.out`, made now or found; ConfigError or StoreError if what is found is another run."""
     facts = {
@@ -335,6 +367,7 @@ def _open_run(
         "store_absolute": str(settings.store.absolute()),
         "samples": samples.digests,
         "words": words,
+        **lessons.facts,
     }
     if settings.negatives == "local" and ranks.together:  # then, and only then, their number changes the loss
         facts["negatives"] = f"local, {ranks.size} ranks"
@@ -352,13 +385,17 @@ def _open_run(
     return Run.open(out)
 
 
-def _state_of(run: Run, device: torch.device, table: WordTable | None, ranks: Ranks) -> tuple[TrainState, int]:
+def _state_of(
+    run: Run, device: torch.device, table: WordTable | None, ranks: Ranks, lessons: Lessons
+) -> tuple[TrainState, int]:
     """The state to go on from, and the length that metrics.jsonl had then; a damaged newest checkpoint is told."""
     torch.manual_seed(run.train.seed)
     vectors = table.vectors if table else None
-    net = whole_batch(run.method.build(run.model, run.vocabulary, vectors), ranks)
-    state = TrainState.start(placed(net, device), run.train)
+    net = placed(whole_batch(run.method.build(run.model, run.vocabulary, vectors), ranks), device)
     newest, faults = checkpoint.newest(run.checkpoints)
+    if newest is None:
+        lessons.begin(net)
+    state = TrainState.start(net, run.train)
     if newest is None:
         return state, 0
     if ranks.first:

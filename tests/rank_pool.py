@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from weakmcn.model.ranks import ALONE, Ranks, RanksDiffer
 from weakmcn.model.refclip import RefCLIP
 from weakmcn.model.state import TrainState
 from weakmcn.model.train import train
+from weakmcn.model.tris import TRIS, TrisConfig
+from weakmcn.model.tris_segmenter import SegmenterConfig, TRISSegmenter
+from weakmcn.model.vocabulary import RESERVED, Vocabulary
 from weakmcn.model.weakmcn import WeakMCN
 from weakmcn.model.whole_batch import whole_batch
 from weakmcn.shards.errors import ConfigError, WeakmcnError
@@ -104,6 +107,7 @@ def distances(
     if owner is not None:
         words = torch.randint(3, VOCABULARY, (len(owner), TINY.max_tokens), generator=torch.Generator().manual_seed(7))
         batch = replace(batch, tokens=words, owner=torch.tensor(owner))
+    batch = replace(batch, pseudo=torch.arange(SIZE * 32, dtype=torch.uint8).view(SIZE, 16, 2))
     alone, shared = (_network(method, banks, getattr(torch, dtype)) for _ in range(2))
     wanted, got = (
         _step(alone, batch, epoch, ALONE),
@@ -139,15 +143,22 @@ def local_contrast(ranks: Ranks) -> list[float]:
 APL_CONFIG = replace(TINY, banks=(), wrec_dim=16, warm_epochs=2, class_names=("dog", "traffic light", "cat"))
 
 
+TRIS_SIZES: dict[str, Any] = {k: v for k, v in asdict(TINY).items() if k not in ("banks", "warm_epochs")}
+TRIS_WORDS = Vocabulary((*RESERVED, *(str(word) for word in range(VOCABULARY - len(RESERVED)))))
+
+
 def _network(method: str, banks: list[str] | None, dtype: torch.dtype) -> nn.Module:
     from weakmcn.model.prompts import prompt_words
-    from weakmcn.model.vocabulary import Vocabulary
 
     torch.manual_seed(3)
     if method == "weakmcn":
         net = WeakMCN(TINY if banks is None else replace(TINY, banks=tuple(banks)), VOCABULARY)
     elif method == "refclip":
         net = RefCLIP(replace(TINY, banks=(), wrec_dim=16), VOCABULARY)
+    elif method == "tris-c":
+        net = TRIS(TrisConfig(**TRIS_SIZES, tris_dim=12), TRIS_WORDS)
+    elif method == "tris-c2":
+        net = TRISSegmenter(SegmenterConfig(**TRIS_SIZES, decoder_dims=(12, 10, 8, 6)), TRIS_WORDS)
     else:
         net = APL(APL_CONFIG, Vocabulary.build(prompt_words(APL_CONFIG)))
     unlike_any_other(net)

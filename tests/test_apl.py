@@ -310,6 +310,11 @@ def test_it_learns_the_match_and_then_boxes_of_its_own(store: Path, tmp_path: Pa
     assert {"maroon", "turquoise", "b"} <= set(run.vocabulary.rows)
 
 
+def test_from_captions_of_other_images_it_learns_no_match(store: Path, tmp_path: Path) -> None:
+    result = evaluate_run(train(settings(store, tmp_path / "control", shuffle_captions=True)), "val")
+    assert result.baselines["sam_mask_of_box"]["rec_acc50"] < 45  # one of three candidates by chance
+
+
 @pytest.mark.parametrize("step", [2, 5])
 def test_a_run_that_crashes_goes_on_to_the_same_bytes(tmp_path: Path, step: int) -> None:
     store = worlds.make_store(tmp_path / "store", train=24, val=2, stages=("detect",))

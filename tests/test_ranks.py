@@ -62,6 +62,8 @@ def settings(store: Path, out: Path, *, recipe: TrainConfig = RECIPE, **more) ->
         ("refclip", 0, None),
         ("apl", 1, None),
         ("apl", 2, None),  # with the box head
+        ("tris-c", 0, None),
+        ("tris-c2", 0, None),
     ],
 )
 def test_losses_gradients_and_statistics_are_those_of_one_process(

@@ -148,6 +148,11 @@ def test_it_learns_and_is_measured_from_the_detectors_columns_alone(store: Path,
     assert all(record.mask is None and record.box_photo for record in result.records)
 
 
+def test_from_captions_of_other_images_it_learns_nothing(store: Path, tmp_path: Path) -> None:
+    result = evaluate_run(train(settings(store, tmp_path / "control", shuffle_captions=True)), "val")
+    assert result.summary["rec_acc50"] < 50  # one of three candidates by chance
+
+
 def test_where_there_are_masks_its_res_is_that_of_sams_mask_of_its_box(tmp_path: Path) -> None:
     store = worlds.make_store(tmp_path / "store", train=64, val=20)
     quick = settings(store, tmp_path / "run")

@@ -244,6 +244,19 @@ def test_another_setting_in_the_same_folder_is_refused_by_name(
         train(settings(store, undisturbed.path, **change))
 
 
+def test_a_run_from_before_a_setting_existed_goes_on_with_the_value_it_had_by_itself(
+    store: Path, undisturbed: Run, tmp_path: Path
+) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(undisturbed.path, old)
+    facts = json.loads((old / "run.json").read_text())
+    for name in ("optimiser", "weight_decay", "schedule", "poly_power", "warmup_steps"):
+        del facts["train"][name]
+    (old / "run.json").write_text(json.dumps(facts))
+    assert Run.open(old).train == undisturbed.train
+    assert train(settings(store, old)).path == old
+
+
 def reworded(rows: Rows) -> None:
     rows[3]["sentences"].reverse()
 
