@@ -17,7 +17,7 @@ import typer
 
 from ..shards import faults
 from ..shards.errors import WeakmcnError
-from . import convert, demo, doctor, evaluate, pocket, precompute, predict, store, train
+from . import check, convert, demo, doctor, evaluate, pocket, precompute, predict, store, train
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
@@ -44,6 +44,7 @@ app = typer.Typer(
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,
     "pocket": pocket.pocket,
+    "check": check.check,
     "precompute": precompute.precompute,
     "train": train.train,
     "eval": evaluate.evaluate,

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 COMMANDS = (
     "demo",
     "pocket",
+    "check",
     "precompute",
     "train",
     "eval",
