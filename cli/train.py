@@ -75,6 +75,9 @@ def train(
         bool,
         typer.Option("--shuffle-captions", help="Control: every object gets the expressions of another image's."),
     ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Losses for TensorBoard too, in RUN/tensorboard; needs its package.")
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto is the GPU where there is one.")] = "auto",
     devices: Annotated[
         int,
@@ -129,6 +132,7 @@ def train(
             features=features,
             device=device,
             negatives=negatives,
+            tensorboard=tensorboard,
         ),
         devices,
         notes=notes,

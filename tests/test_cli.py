@@ -26,10 +26,13 @@ COMMANDS = (
     "predict",
     "convert",
     "doctor",
+    "presets",
     "store ls",
     "store verify",
     "store repair",
     "store gc",
+    "runs list",
+    "runs compare",
 )
 HEAVY = ("torch", "torchvision", "timm", "ray", "cv2", "segment_anything", "webdataset", "pyarrow", "numpy", "PIL")
 
