@@ -9,7 +9,9 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ..model.checkpoint import Position
     from ..model.evaluate import Evaluation
+    from ..model.run import Run
 
 COLUMNS = {
     "rec_acc50": "REC\nAcc@0.5",
@@ -48,7 +50,7 @@ def evaluate(
 
     \b
     Needs    a run, and a store with the split: weakmcn precompute --split val
-    Writes   nothing
+    Writes   RUN/eval-<split>.json: the figures, and how good each answer was
     Example  weakmcn eval --run runs/first --split testA
              weakmcn eval --run runs/first --split val --json > val.json
 
@@ -70,6 +72,7 @@ def evaluate(
     that predicts masks alone has no REC and no IE, but a PointM: the share of sentences whose highest pixel lies in the
     true mask.
     """
+    from ..model.checkpoint import newest_position
     from ..model.evaluate import evaluate_run
     from ..model.run import Run
     from ..pipeline.datasets import ALIASES
@@ -77,6 +80,7 @@ def evaluate(
 
     opened = Run.open(run)
     store = Store.open(shards or opened.store)
+    position = newest_position(opened.checkpoints)
     found = evaluate_run(
         opened,
         split,
@@ -91,8 +95,21 @@ def evaluate(
         typer.echo(json.dumps({**facts, "weights": "ema", **found.results, "notes": found.notes}, indent=2))
     else:
         show([found])
+    if position is not None:
+        _keep(opened, found, position)
     if found.misses:
         raise typer.Exit(3)
+
+
+def _keep(run: "Run", found: "Evaluation", position: "Position") -> None:
+    """Keep what was measured; a folder that cannot be written is told, the figures have been printed."""
+    from ..model.results import keep
+    from ..shards.errors import WeakmcnError
+
+    try:
+        keep(run, found, position)
+    except (OSError, WeakmcnError) as fault:
+        typer.echo(f"weakmcn: the figures are not kept: {fault}", err=True)
 
 
 def show(evaluations: Sequence["Evaluation"]) -> None:
