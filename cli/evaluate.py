@@ -28,7 +28,6 @@ BASELINES = {
     "random": "floor: random",
     "largest": "floor: largest",
     "oracle": "ceiling: oracle",
-    "sam_mask_of_box": "SAM's mask of its box",
 }
 
 
@@ -65,8 +64,9 @@ def evaluate(
                  mask IoU >= 0.5 holds; lower is better
 
     The floor needs no language: the candidate of highest objectness, a random one (in expectation), the largest, each
-    with SAM's mask of it. The ceiling is the candidate that fits the true box best. The last row is the run's own
-    choice with SAM's mask in place of the mask head's; it is the only RES of a method without a mask head.
+    with SAM's mask of it. The ceiling is the candidate that fits the true box best. The second row is the run's own
+    choice with the SAM head: SAM's mask of that box in place of the mask head's. It is the only RES of a method
+    without a mask head.
     """
     from ..model.evaluate import evaluate_run
     from ..model.run import Run
@@ -125,6 +125,8 @@ def results_table(evaluations: Sequence["Evaluation"]) -> "Table":
         label = f"{found.split}, {found.summary['sentences']:,.0f} sentences"
         cells = (f"{found.summary[key]:.1f}" if key in found.summary else "" for key in COLUMNS)
         table.add_row(label, *cells, style="bold")
+        if found.sam_head:
+            table.add_row("  with the SAM head", *(f"{found.sam_head[key]:.1f}" for key in COLUMNS))
         for key, label in BASELINES.items():
             figures = found.baselines[key]
             cells = (f"{figures[column]:.1f}" if column in figures else "" for column in COLUMNS)

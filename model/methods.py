@@ -30,7 +30,11 @@ class Method:
     words: Callable[[ModelConfig], tuple[str, ...]] = lambda config: ()
     """The words it says itself, whether or not an expression holds them: a new vocabulary gets those it lacks, last."""
     masks: bool = True
-    """Whether it predicts masks. Where it does not, its boxes are measured, and SAM's masks of them."""
+    """Whether it can predict masks."""
+
+    def predicts_masks(self, config: ModelConfig) -> bool:
+        """Whether it does so under `config`. Where not, its boxes are measured, and SAM's masks of them."""
+        return self.masks and config.wres
 
 
 METHODS: dict[str, Method] = {

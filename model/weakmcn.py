@@ -22,7 +22,7 @@ from .wres import MaskHead
 
 def fields_of(config: ModelConfig) -> tuple[str, ...]:
     """What WeakMCN reads of a batch beside tokens and letterbox; masks only where a mask loss is asked for."""
-    return ("dark_s8", "dark_s16", "dark_s32", *config.banks, "cells", "boxes", "masks")
+    return ("dark_s8", "dark_s16", "dark_s32", *config.banks, "cells", "boxes", *(("masks",) if config.wres else ()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,19 +78,24 @@ class WeakMCN(nn.Module):
         super().__init__()
         self.config = config
         self.text = text_encoder(config, vocabulary_size, words)
-        self.fusion = MultiScaleFusion(config.dark_channels, config.wrec_dim, outputs=("s8", "s16", "s32"))
+        self.fusion = MultiScaleFusion(
+            config.dark_channels, config.wrec_dim, outputs=("s8", "s16", "s32") if config.wres else ("s32",)
+        )
         self.rec_banks, self.res_banks = (
-            BankMixer(config.bank_channels, config.wrec_dim, config.dynamic) if config.banks else None for _ in range(2)
+            BankMixer(config.bank_channels, config.wrec_dim, config.dynamic) if config.banks and built else None
+            for built in (True, config.wres)
         )
         self.matcher = Matcher(config.wrec_dim, config.text_dim)
-        self.mask_head = MaskHead(
-            visual_dim=config.wrec_dim,
-            text_dim=config.text_dim,
-            width=config.wres_dim,
-            heads=config.attention_heads,
-            dilations=config.aspp_dilations,
-            dropout=config.dropout,
-        )
+        self.mask_head: MaskHead | None = None
+        if config.wres:
+            self.mask_head = MaskHead(
+                visual_dim=config.wrec_dim,
+                text_dim=config.text_dim,
+                width=config.wres_dim,
+                heads=config.attention_heads,
+                dilations=config.aspp_dilations,
+                dropout=config.dropout,
+            )
 
     def losses(self, batch: Batch, epoch: int, parts: bool = False, ranks: Ranks = ALONE) -> Losses:
         """The loss terms of one batch, or of this rank's part of it.
@@ -104,10 +109,10 @@ class WeakMCN(nn.Module):
         a BatchNorm sees one value an expression.
         """
         warm = epoch < self.config.warm_epochs
-        with_masks = parts or not warm
+        with_masks = self.config.wres and (parts or not warm)
         batch.check(self.config, self._needs(masks=with_masks))
         text = self.text(batch.tokens)  # [B, D]
-        coarse, *finer = self._fuse(batch, ("s32", "s8", "s16") if with_masks else ("s32",))
+        coarse, *finer = self._fuse(batch, self._scales(with_masks))
         coarse, candidates = self._candidates(coarse, batch)
         images, first = ranks.contrasted(candidates)
         similarity = torch.einsum("bd,akd->bak", self.matcher.sentences(text), images)  # [B, B, K]
@@ -131,7 +136,7 @@ class WeakMCN(nn.Module):
         """
         batch.check(self.config, self._needs(masks=False))
         text = self.text(batch.tokens)
-        coarse, fine, middle = self._fuse(batch, ("s32", "s8", "s16"))
+        coarse, *finer = self._fuse(batch, self._scales(self.config.wres))
         coarse, candidates = self._candidates(coarse, batch)
         similarity = torch.einsum("bd,bkd->bk", self.matcher.sentences(text), candidates)
         chosen = similarity.argmax(dim=1)
@@ -143,8 +148,13 @@ class WeakMCN(nn.Module):
             chosen=chosen,
             boxes=boxes,
             scores=scores,
-            mask_logits=self._mask_logits(fine, middle, coarse, text, batch),
+            mask_logits=self._mask_logits(finer[0], finer[1], coarse, text, batch) if finer else None,
         )
+
+    @staticmethod
+    def _scales(with_masks: bool) -> tuple[str, ...]:
+        """Fused maps that are asked for: all that a mask needs, or what the matching needs."""
+        return ("s32", "s8", "s16") if with_masks else ("s32",)
 
     def _needs(self, *, masks: bool) -> tuple[str, ...]:
         return tuple(field for field in fields_of(self.config) if masks or field != "masks")
@@ -176,6 +186,7 @@ class WeakMCN(nn.Module):
         if self.res_banks is not None:
             mixed = self.res_banks(fine, self._banks(batch))
             fine = fine + F.interpolate(mixed, scale_factor=2, mode="bilinear", align_corners=False)
+        assert self.mask_head is not None  # nothing else asks
         return self.mask_head(fine, middle, coarse, text)
 
     def _mask_terms(self, logits: Tensor, chosen: Tensor, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
