@@ -73,15 +73,15 @@ class Target:
 
     category: int
     mask: str | None
-    height: int
-    width: int
+    size: tuple[int, int]
+    """Height and width of the photograph."""
 
 
 def case_of(record: SentenceRecord, target: Target, things: Sequence[Thing], *, own_masks: bool) -> Case:
     """things: all annotated objects of the photograph. own_masks: whether the system predicts masks."""
     words = words_of(record.sentence)
     others = [thing for thing in things if not _same_box(thing.box_photo, record.truth_photo)]
-    size = (target.height, target.width)
+    size = target.size
     true_area = rle_area(target.mask) if target.mask else _area(record.truth_photo)
     box = _pixels(record.box_photo, size)
     mask = None if record.mask is None else rle_decode(record.mask, *size)
@@ -100,7 +100,7 @@ def case_of(record: SentenceRecord, target: Target, things: Sequence[Thing], *, 
         same_class=1 + sum(thing.category == target.category for thing in others),
         overlap=overlap,
         disagreement=None if mask is None or box is None else 1 - _iou_with_box(mask, box),
-        size=true_area / (target.height * target.width),
+        size=true_area / (size[0] * size[1]),
         mask_iou=masked.mask_iou,
         kind=kind,
     )
