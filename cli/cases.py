@@ -37,7 +37,7 @@ KINDS = {
     2: (
         "a long or spatial expression, another object is found",
         f"Box IoU ≤ 0.5, the predicted box has IoU > 0.5 with another annotated object, and the expression has {LONG} "
-        "words or more, or a word of place (left, behind, between, …).",
+        "words or more, or a word of place, of those listed below.",
     ),
 }
 """Kind -> what it is in short, and the exact rule."""

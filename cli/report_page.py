@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..model.evaluate import Evaluation
-from .cases import BREAKDOWNS, KINDS, Case, counted
+from .cases import BREAKDOWNS, KINDS, RELATIONS, Case, counted
 from .charts import bars, curve, shares
 from .pictures import Marks, marked_photo
 
@@ -108,7 +108,7 @@ def page(contents: Contents) -> str:
         "Two kinds of failure": _kinds(contents),
         "Gallery": _gallery(contents),
         "Training": _training(contents),
-        "Router": _router(contents),
+        "DVFE's router": _router(contents),
     }
     there = {title: body for title, body in sections.items() if body}
     template = Template((files("weakmcn.cli") / "report.html").read_text("utf-8"))
@@ -139,7 +139,7 @@ def _jpeg(drawn: Image.Image) -> bytes:
 
 
 def _anchor(title: str) -> str:
-    return title.lower().replace(" ", "-")
+    return title.lower().replace(" ", "-").replace("'", "")
 
 
 def _results(contents: Contents) -> str:
@@ -197,6 +197,7 @@ def _kinds(contents: Contents) -> str:
         "<p>The two that the paper's supplement shows, as rules that can be counted. "
         f"{wrong:,} of {total:,} boxes are wrong in all. The gallery shows some of each.</p>"
         f'<div class="kinds">{"".join(boxes)}</div>'
+        f'<p class="faint">Words of place: {", ".join(sorted(RELATIONS))}.</p>'
     )
 
 
@@ -231,7 +232,7 @@ def _figure(shown: Shown) -> str:
         f'data-kind="{case.kind or ""}" data-words="{case.words}" data-text="{escape(record.sentence.lower())}">'
         f'<img src="{shown.picture}" alt="{escape(f"answer to “{record.sentence}”")}" loading="lazy">'
         f'<figcaption>“{escape(record.sentence)}”<small><span class="dot"></span>{escape(figures)}{kind}<br>'
-        f"photograph {escape(record.key)}, reference {record.ref_id}</small></figcaption></figure>"
+        f"photo {escape(record.key)}, ref {record.ref_id}</small></figcaption></figure>"
     )
 
 
@@ -240,13 +241,13 @@ def _training(contents: Contents) -> str:
         return ""
     names = [name for name in contents.losses[0] if name not in ("epoch", "step")]
     order = sorted(names, key=lambda name: (name == "lr", name != "total", name))
-    charts = "".join(
-        f"<div><h3>{escape('learning rate' if name == 'lr' else f'loss: {name}')}</h3>"
-        + curve([(line["step"], line[name]) for line in contents.losses], "step", "rate" if name == "lr" else "loss")
-        + "</div>"
-        for name in order
-    )
-    return f'<p class="faint">Means over the steps of a line of metrics.jsonl.</p><div class="charts">{charts}</div>'
+    charts = []
+    for name in order:
+        title, unit, scale = ("learning rate", "thousandths", 1000) if name == "lr" else (f"loss: {name}", "loss", 1)
+        drawn = curve([(line["step"], scale * line[name]) for line in contents.losses], "step", unit)
+        charts.append(f"<div><h3>{escape(title)}</h3>{drawn}</div>")
+    told = "Each point is the mean of the steps since the last one."
+    return f'<p class="faint">{told}</p><div class="charts">{"".join(charts)}</div>'
 
 
 def _router(contents: Contents) -> str:
