@@ -30,7 +30,6 @@ BASELINES = {
     "random": "floor: random",
     "largest": "floor: largest",
     "oracle": "ceiling: oracle",
-    "sam_mask_of_box": "SAM's mask of its box",
 }
 
 
@@ -67,10 +66,10 @@ def evaluate(
                  mask IoU >= 0.5 holds; lower is better
 
     The floor needs no language: the candidate of highest objectness, a random one (in expectation), the largest, each
-    with SAM's mask of it. The ceiling is the candidate that fits the true box best. The last row is the run's own
-    choice with SAM's mask in place of the mask head's; it is the only RES of a method without a mask head. A method
-    that predicts masks alone has no REC and no IE, but a PointM: the share of sentences whose highest pixel lies in the
-    true mask.
+    with SAM's mask of it. The ceiling is the candidate that fits the true box best. The second row is the run's own
+    choice with the SAM head: SAM's mask of that box in place of the mask head's. It is the only RES of a method
+    without a mask head. A method that predicts masks alone has no REC, no IE and no SAM head, but a PointM: the share
+    of sentences whose highest pixel lies in the true mask.
     """
     from ..model.checkpoint import newest_position
     from ..model.evaluate import evaluate_run
@@ -144,6 +143,8 @@ def results_table(evaluations: Sequence["Evaluation"]) -> "Table":
         label = f"{found.split}, {found.summary['sentences']:,.0f} sentences"
         cells = (f"{found.summary[key]:.1f}" if key in found.summary else "–" for key in COLUMNS)
         table.add_row(label, *cells, style="bold")
+        if found.sam_head:
+            table.add_row("  with the SAM head", *(f"{found.sam_head[key]:.1f}" for key in COLUMNS))
         for key, figures in found.baselines.items():
             label = BASELINES[key]
             cells = (f"{figures[column]:.1f}" if column in figures else "" for column in COLUMNS)

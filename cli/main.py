@@ -17,7 +17,22 @@ import typer
 
 from ..shards import faults
 from ..shards.errors import WeakmcnError
-from . import check, convert, demo, doctor, evaluate, pocket, precompute, predict, presets, runs, store, train
+from . import (
+    check,
+    convert,
+    demo,
+    doctor,
+    evaluate,
+    pocket,
+    precompute,
+    predict,
+    presets,
+    report,
+    runs,
+    store,
+    tables,
+    train,
+)
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
@@ -49,6 +64,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train.train,
     "eval": evaluate.evaluate,
     "predict": predict.predict,
+    "report": report.report,
+    "tables": tables.tables,
     "convert": convert.convert,
     "doctor": doctor.doctor,
     "presets": presets.presets,

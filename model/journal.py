@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 
 from ..shards import faults
 from ..shards.atomic import device_faults, output
-from ..shards.errors import CheckpointError
+from ..shards.errors import CheckpointError, InputError
 from .events import Events
 from .progress import Watch, fitting
 
@@ -130,3 +130,27 @@ class Clock:
 
 def _line(values: Mapping[str, Any]) -> bytes:
     return (json.dumps(values, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl or timing.jsonl; none where there is no file. InputError for one that is damaged."""
+    try:
+        lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, RecursionError) as fault:
+        raise InputError(f"{path}: damaged ({fault}); restore it or train again.") from fault
+    if not all(isinstance(line, dict) for line in lines):
+        raise InputError(f"{path}: damaged (a line is no object); restore it or train again.")
+    return lines
+
+
+def seconds_trained(timing: Path, epochs: int) -> float | None:
+    """How long all epochs took by timing.jsonl; None where one is not told. Of an epoch that was interrupted only the
+    last part is told: the whole is reckoned at its speed.
+    """
+    told = {line["epoch"]: line for line in read_journal(timing)}
+    if told.keys() != set(range(epochs)):
+        return None
+    references = max(line["references"] for line in told.values())
+    return sum(references * line["seconds"] / line["references"] for line in told.values())
