@@ -104,7 +104,7 @@ def recipe(preset_name: str) -> tuple[ShatterConfig, TrainConfig]:
     if preset_name != "pocket":
         return model, train
     return (
-        replace(model, slot_dim=64, gaussians=6, draws=2, rounds=3),
+        replace(model, slot_dim=64, gaussians=6, draws=2, rounds=3, text_layers=0, dropout=0.0),
         replace(train, epochs=8, lr=1e-3, warmup_steps=100),
     )
 
