@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -98,10 +98,9 @@ def _check_words(checks: Sequence["DatasetCheck"], file: Path | None) -> tuple[d
     """The words of each data set, and what is wrong with the file of vectors."""
     from ..model.config import ModelConfig
     from ..model.vocabulary import Vocabulary, words_of
-    from ..model.words import read_words
     from ..shards.errors import ConfigError
 
-    found, problems, rows = {}, [], {}
+    found, rows = {}, {}
     for each in checks:
         if each.fault:
             continue
@@ -116,16 +115,17 @@ def _check_words(checks: Sequence["DatasetCheck"], file: Path | None) -> tuple[d
             blank=lengths.count(0),
         )
     if file is None or not found:
-        return found, problems
+        return found, []
+    from ..model.words import read_words  # brings in torch
+
     everything = Vocabulary(tuple(dict.fromkeys(word for own in rows.values() for word in own)))
     try:
         missing = set(read_words(file, everything, ModelConfig.word_dim).missing)
     except ConfigError as error:
         return found, [str(error).removesuffix(".")]
     return {
-        name: WordCheck(**asdict(each) | {"covered": each.words - len(missing.intersection(rows[name]))})
-        for name, each in found.items()
-    }, problems
+        name: replace(each, covered=each.words - len(missing.intersection(rows[name]))) for name, each in found.items()
+    }, []
 
 
 def _facts(found: "DataCheck", spoken: Mapping[str, WordCheck], problems: Sequence[str]) -> dict[str, Any]:
