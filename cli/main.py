@@ -17,7 +17,7 @@ import typer
 
 from ..shards import faults
 from ..shards.errors import WeakmcnError
-from . import convert, demo, doctor, evaluate, export, pocket, precompute, predict, store, train
+from . import convert, demo, doctor, evaluate, export, pocket, precompute, predict, serve, store, train
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
@@ -48,6 +48,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train.train,
     "eval": evaluate.evaluate,
     "predict": predict.predict,
+    "serve": serve.serve,
     "export": export.export,
     "convert": convert.convert,
     "doctor": doctor.doctor,

@@ -84,7 +84,7 @@ def predict(
     opened, where = Run.open(run), str(device_of(device))
     asked = questions(images, phrase or (), pairs, leave_out=target)
     output = Output.of(target, picture, asked)
-    config = frozen_networks(opened, _checkpoints(checkpoint or ()))
+    config = frozen_networks(opened, checkpoints_named(checkpoint or ()))
     bad = broken(asked, side=config.side_px)
     require_sound(bad, len(asked), skip_bad=skip_bad)
     answerer = Answerer(opened, config, where)
@@ -170,7 +170,8 @@ def _require_question(images: Sequence[Path], phrases: Sequence[str], pairs: Pat
         raise ConfigError("--phrase is for photographs of --image, those of --pairs have their own; name some.")
 
 
-def _checkpoints(texts: Sequence[str]) -> dict[str, str]:
+def checkpoints_named(texts: Sequence[str]) -> dict[str, str]:
+    """Stage -> file, of the words STAGE=FILE behind --checkpoint."""
     from ..shards.errors import ConfigError
 
     pairs = [text.partition("=") for text in texts]

@@ -23,6 +23,7 @@ COMMANDS = (
     "train",
     "eval",
     "predict",
+    "serve",
     "export",
     "convert",
     "doctor",

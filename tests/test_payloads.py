@@ -79,6 +79,7 @@ COMMANDS: dict[str, tuple[Place, ...]] = {
         *places((*PREDICT, PHOTO, "--checkpoint", "detect=payload"), "payload"),
         *places(("predict", "--run", "run", "--pairs", "payload"), "payload"),
     ),
+    "serve": places(("serve", "--run", "run", "--port", "0", "--checkpoint", "detect=payload"), "payload"),
     "export": places(("export", "--run", "run", "--format", "jsonl", "--out", "new"), *RUN_FILES, *STORE_FILES),
     "convert": (
         *places(("convert", "payload", "--annotations", "data/anns/refcoco.json", "--out", "new"), "payload"),

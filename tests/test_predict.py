@@ -77,6 +77,7 @@ def test_one_photograph_is_answered_as_eval_scores_it_but_for_rounding(
         photo = Photo.read(KEY, photos_of(demo, [record.key])[0], side=answerer.side)
         (found,) = answerer.answers(photo, answerer.see([photo])[0], [record.sentence])
         assert record.mask is not None
+        assert record.box_photo is not None
         np.testing.assert_allclose(found.box, record.box_photo, atol=1e-3)
         true_mask = rle_decode(record.mask, *photo.rgb.shape[:2])
         assert np.mean(found.mask != true_mask) < 1e-3
