@@ -24,6 +24,8 @@ COMMANDS = (
     "train",
     "eval",
     "predict",
+    "serve",
+    "export",
     "convert",
     "doctor",
     "presets",
@@ -87,7 +89,7 @@ def test_the_version_is_that_of_the_package(run) -> None:
     [
         (["trian"], "no such command 'trian'. Did you mean 'train'? see weakmcn --help."),
         (["train", "--fetures", "ram"], "no such option: --fetures"),
-        (["eval", "--split", "val"], "missing option '--run'; see weakmcn eval --help."),
+        (["eval", "--split", "val"], "missing option '--run' or '--predictions'; see weakmcn eval --help."),
         (["pocket", "here", "--images", "many"], "invalid value for '--images'"),
     ],
 )

@@ -178,7 +178,7 @@ def test_the_pocket_recipe_trains_and_answers_a_photo_with_a_box(
     assert ended.status == 0, ended.err
     assert "mask" not in ended.out
     (answer,) = json.loads((tmp_path / "found.json").read_text())["answers"]
-    assert set(answer) == {"phrase", "unknown_words", "box", "objectness"}
+    assert set(answer) == {"phrase", "unknown_words", "box_xyxy", "box_xywh", "objectness"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["found.json", "found.png", "run"]
     ended = run("eval", "--run", trained, "--split", "val", "--json")
     measured = json.loads(ended.out)
