@@ -200,12 +200,18 @@ def _train(store: Path, dataset: str, run: Path, settings: Sequence[str], *, pho
 
 
 def _measure(run: "Run", splits: Sequence[str]) -> tuple["Store", list["Evaluation"]]:
+    from ..model.checkpoint import newest_position
     from ..model.evaluate import evaluate_run
+    from ..model.results import keep
     from ..shards.store import Store
     from .evaluate import show
 
     store = Store.open(run.store)
+    position = newest_position(run.checkpoints)
     found = [evaluate_run(run, split, store=store, device="auto") for split in splits]
+    if position is not None:
+        for each in found:
+            keep(run, each, position)
     show(found)
     return store, found
 

@@ -9,7 +9,9 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ..model.checkpoint import Position
     from ..model.evaluate import Evaluation
+    from ..model.run import Run
 
 COLUMNS = {
     "rec_acc50": "REC\nAcc@0.5",
@@ -28,7 +30,6 @@ BASELINES = {
     "random": "floor: random",
     "largest": "floor: largest",
     "oracle": "ceiling: oracle",
-    "sam_mask_of_box": "SAM's mask of its box",
 }
 
 
@@ -48,7 +49,7 @@ def evaluate(
 
     \b
     Needs    a run, and a store with the split: weakmcn precompute --split val
-    Writes   nothing
+    Writes   RUN/eval-<split>.json: the figures, and how good each answer was
     Example  weakmcn eval --run runs/first --split testA
              weakmcn eval --run runs/first --split val --json > val.json
 
@@ -65,11 +66,12 @@ def evaluate(
                  mask IoU >= 0.5 holds; lower is better
 
     The floor needs no language: the candidate of highest objectness, a random one (in expectation), the largest, each
-    with SAM's mask of it. The ceiling is the candidate that fits the true box best. The last row is the run's own
-    choice with SAM's mask in place of the mask head's; it is the only RES of a method without a mask head. A method
-    that predicts masks alone has no REC and no IE, but a PointM: the share of sentences whose highest pixel lies in the
-    true mask.
+    with SAM's mask of it. The ceiling is the candidate that fits the true box best. The second row is the run's own
+    choice with the SAM head: SAM's mask of that box in place of the mask head's. It is the only RES of a method
+    without a mask head. A method that predicts masks alone has no REC, no IE and no SAM head, but a PointM: the share
+    of sentences whose highest pixel lies in the true mask.
     """
+    from ..model.checkpoint import newest_position
     from ..model.evaluate import evaluate_run
     from ..model.run import Run
     from ..pipeline.datasets import ALIASES
@@ -77,6 +79,7 @@ def evaluate(
 
     opened = Run.open(run)
     store = Store.open(shards or opened.store)
+    position = newest_position(opened.checkpoints)
     found = evaluate_run(
         opened,
         split,
@@ -91,8 +94,21 @@ def evaluate(
         typer.echo(json.dumps({**facts, "weights": "ema", **found.results, "notes": found.notes}, indent=2))
     else:
         show([found])
+    if position is not None:
+        _keep(opened, found, position)
     if found.misses:
         raise typer.Exit(3)
+
+
+def _keep(run: "Run", found: "Evaluation", position: "Position") -> None:
+    """Keep what was measured; a folder that cannot be written is told, the figures have been printed."""
+    from ..model.results import keep
+    from ..shards.errors import WeakmcnError
+
+    try:
+        keep(run, found, position)
+    except (OSError, WeakmcnError) as fault:
+        typer.echo(f"weakmcn: the figures are not kept: {fault}", err=True)
 
 
 def show(evaluations: Sequence["Evaluation"]) -> None:
@@ -127,8 +143,10 @@ def results_table(evaluations: Sequence["Evaluation"]) -> "Table":
         label = f"{found.split}, {found.summary['sentences']:,.0f} sentences"
         cells = (f"{found.summary[key]:.1f}" if key in found.summary else "–" for key in COLUMNS)
         table.add_row(label, *cells, style="bold")
-        for key, figures in found.baselines.items():
-            label = BASELINES[key]
+        if found.sam_head:
+            table.add_row("  with the SAM head", *(f"{found.sam_head[key]:.1f}" for key in COLUMNS))
+        for key, label in BASELINES.items():
+            figures = found.baselines.get(key, {})
             cells = (f"{figures[column]:.1f}" if column in figures else "" for column in COLUMNS)
             table.add_row(f"  {label}", *cells, style="dim")
         table.add_section()

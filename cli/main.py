@@ -17,7 +17,22 @@ import typer
 
 from ..shards import faults
 from ..shards.errors import WeakmcnError
-from . import convert, demo, doctor, evaluate, pocket, precompute, predict, store, train
+from . import (
+    check,
+    convert,
+    demo,
+    doctor,
+    evaluate,
+    pocket,
+    precompute,
+    predict,
+    presets,
+    report,
+    runs,
+    store,
+    tables,
+    train,
+)
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
@@ -44,16 +59,23 @@ app = typer.Typer(
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,
     "pocket": pocket.pocket,
+    "check": check.check,
     "precompute": precompute.precompute,
     "train": train.train,
     "eval": evaluate.evaluate,
     "predict": predict.predict,
+    "report": report.report,
+    "tables": tables.tables,
     "convert": convert.convert,
     "doctor": doctor.doctor,
+    "presets": presets.presets,
 }
 for name, command in COMMANDS.items():
     app.command(name, help=reflowed(command.__doc__))(command)
 app.add_typer(store.app, name="store")
+for command in runs.app.registered_commands:
+    command.help = reflowed(command.callback.__doc__ if command.callback else None)
+app.add_typer(runs.app, name="runs")
 
 
 def _show_version(asked: bool) -> None:

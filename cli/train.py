@@ -96,6 +96,9 @@ def train(
         Literal["auto", "float32", "bfloat16"],
         typer.Option(help="Of the convolutions in a step; auto is bfloat16 on a GPU that has it, float32 elsewhere."),
     ] = "auto",
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Losses for TensorBoard too, in RUN/tensorboard; needs its package.")
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto is the GPU where there is one.")] = "auto",
     devices: Annotated[
         int,
@@ -156,6 +159,7 @@ def train(
             precision=precision,
             device=device,
             negatives=negatives,
+            tensorboard=tensorboard,
         ),
         devices,
         notes=notes,

@@ -69,21 +69,29 @@ class Fit:
     """float64 [K]."""
     mask_iou: np.ndarray
     """float64 [K]; zeros where there is no true mask, or no mask of a candidate."""
+    intersection: np.ndarray
+    """int64 [K], true pixels of the candidate's mask; zeros likewise."""
+    union: np.ndarray
+    """int64 [K], pixels of either mask: the true one's where no candidate has one; zeros without a true mask."""
 
     @classmethod
     def of(cls, reference: Reference, candidates: Candidates) -> "Fit":
         letterbox = candidates.letterbox
-        truth = mask_iou = None
+        truth, masks = None, candidates.masks_photo
+        intersection = union = np.zeros_like(candidates.areas)
         if reference.mask is not None:
             truth = rle_decode(reference.mask, letterbox.height, letterbox.width)
-            if candidates.masks_photo is not None:
-                common = np.count_nonzero(candidates.masks_photo[:, truth], axis=1)  # [K]
-                mask_iou = iou_of_areas(common, candidates.areas + np.count_nonzero(truth) - common)
+            if masks is not None:
+                intersection = np.count_nonzero(masks[:, truth], axis=1)  # [K]
+            union = candidates.areas + np.count_nonzero(truth) - intersection
+        measurable = truth is not None and masks is not None
         return cls(
             reference=reference,
             truth=truth,
             box_iou=box_iou(candidates.boxes_photo, np.array(reference.box_photo)),
-            mask_iou=np.zeros(len(candidates.areas)) if mask_iou is None else mask_iou,
+            mask_iou=iou_of_areas(intersection, union) if measurable else np.zeros(len(union)),
+            intersection=intersection,
+            union=union,
         )
 
     def oracle(self) -> int:

@@ -83,6 +83,8 @@ class ModelConfig:
     """Dilations, in cells of the stride-8 map, of the three 3 x 3 branches of the mask head's pyramid."""
     dynamic: bool = True
     """DVFE's router weighs the banks for each image. False: each of n banks weighs 1/n and there is no router."""
+    wres: bool = True
+    """Builds and trains the mask branch. False: WREC alone, which predicts boxes (Table 1's WeakMCN without WRES)."""
     scl: bool = True
     """Adds the box projection loss of the mask (spatial consistency)."""
     isl: bool = True

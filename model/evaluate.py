@@ -12,9 +12,9 @@ Beside the network stand, on the same sentences, answers that do not read them (
     oracle           the candidate whose box fits the truth best: no choice can score higher boxes
     sam_mask_of_box  the candidate that the network chose: its box, with SAM's mask in place of the network's
 
-A system that predicts boxes only has no RES of its own: its summary holds the figures of boxes alone, and its RES is
-that of `sam_mask_of_box` (for APL, whose boxes are no candidate's, of the candidate nearest to the box). Such a system
-is measured without any RES where the store has no masks.
+Any system that chooses a box is measured a second time with the SAM head: SAM's mask of that box in place of its own
+mask (for APL, whose boxes are no candidate's, of the candidate nearest to the box). That is the RES of a system that
+predicts boxes only, whose summary holds the figures of boxes alone; where the store has no masks it has none.
 
 A system that predicts masks only has no REC and no inconsistency. It is asked where it points instead: `pointm` is the
 share of sentences whose pixel of the highest value, of those on the photo, lies in the true mask.
@@ -89,8 +89,16 @@ class SentenceRecord:
     """Pixels of the predicted mask that are true."""
     union: int = 0
     """Pixels of either mask."""
+    sam_iou: float = 0.0
+    """IoU of SAM's mask of that candidate, whatever mask the system predicted; 0 where the store has no masks."""
+    sam_intersection: int = 0
+    sam_union: int = 0
     miss: str | None = None
     """Why there was no answer, or none that counts."""
+
+    def with_sam_head(self) -> "SentenceRecord":
+        """The same answer with SAM's mask of the box in place of the predicted one."""
+        return replace(self, mask=None, mask_iou=self.sam_iou, intersection=self.sam_intersection, union=self.sam_union)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +109,8 @@ class Evaluation:
     split: str
     summary: dict[str, float]
     """The network's figures, see metrics.py, in percent; rec_acc50 and sentences alone if it predicts no masks."""
+    sam_head: dict[str, float]
+    """The same figures, all of them, with the SAM head; empty where the store has no masks."""
     baselines: dict[str, dict[str, float]]
     """Name -> rec_acc50 and, where the store has masks, res_miou; on the same sentences."""
     records: list[SentenceRecord]
@@ -113,7 +123,7 @@ class Evaluation:
     @property
     def results(self) -> dict:
         """The figures alone, for JSON."""
-        return {**self.summary, "baselines": self.baselines}
+        return {**self.summary, "sam_head": self.sam_head, "baselines": self.baselines}
 
 
 def evaluate_run(
@@ -156,7 +166,8 @@ def evaluate(
     batch: int = 64,
 ) -> Evaluation:
     """Measure a network, as it is and where it is (put into eval mode), on every sentence of a split."""
-    with_masks = (method.masks and method.boxes) or "masks" in store.families
+    predicts_masks = method.predicts_masks(config)
+    with_masks = (predicts_masks and method.boxes) or "masks" in store.families
     fields = tuple(dict.fromkeys((*method.fields(config), *READ, *(("masks",) if with_masks else ()))))
     stages = dict.fromkeys(column.partition(".")[0] for column in columns_of(fields).values())
     references = references_of(store, dataset, split)
@@ -197,13 +208,14 @@ def evaluate(
         summary = {name: value for name, value in summary.items() if name not in ABOUT_BOXES}
         summary["pointm"] = 100 * float(np.mean([record.points is True for record in ordered]))
         told.append(f"{NO_BOXES} PointM {summary['pointm']:.1f}: the mask's highest pixel lies in the true mask.")
-    if not method.masks:
+    if not predicts_masks:
         summary = {name: summary[name] for name in OF_BOXES}
         told.append(NO_MASKS if with_masks else f"{NO_MASKS} The store has no masks, so there is none.")
     return Evaluation(
         dataset=dataset,
         split=split,
         summary=summary,
+        sam_head=summarise([record.with_sam_head() for record in ordered]) if with_masks and method.boxes else {},
         baselines=judge.baselines(len(ordered), chooses=method.boxes),
         records=ordered,
         misses=misses,
@@ -341,17 +353,22 @@ class _Judge:
             chosen=chosen,
             score=float(answers.scores[row]),
             box_iou=0.0 if miss else overlap,
+            sam_iou=float(fit.mask_iou[chosen]),
+            sam_intersection=int(fit.intersection[chosen]),
+            sam_union=int(fit.union[chosen]),
             miss=miss,
         )
 
     def unanswered(self, reference: Reference, text: str, why: str) -> SentenceRecord:
         """The record of a sentence without an answer: a miss, the whole true mask missed."""
+        true_area = rle_area(reference.mask) if reference.mask else 0
         return SentenceRecord(
             key=reference.key,
             ref_id=reference.ref_id,
             sentence=text,
             truth_photo=reference.box_photo,
-            union=rle_area(reference.mask) if reference.mask else 0,
+            union=true_area,
+            sam_union=true_area,
             miss=why,
         )
 

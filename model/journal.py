@@ -9,25 +9,27 @@ from typing import Any, Self, TypeVar
 
 from ..shards import faults
 from ..shards.atomic import device_faults, output
-from ..shards.errors import CheckpointError
+from ..shards.errors import CheckpointError, InputError
+from .events import Events
 from .progress import Watch, fitting
 
 T = TypeVar("T")
 
 
 class Journal:
-    """metrics.jsonl, timing.jsonl and the display.
+    """metrics.jsonl, timing.jsonl, the display, and what TensorBoard reads where that is asked for.
 
     A line of metrics.jsonl is a function of the run's settings and data alone.
     """
 
-    def __init__(self, metrics: Path, timing: Path, watch: Watch, *, epochs: int) -> None:
+    def __init__(self, metrics: Path, timing: Path, watch: Watch, *, epochs: int, events: Events | None = None) -> None:
         self._timing = timing
         self._watch = watch
         self._epochs = epochs
         self._shown: Mapping[str, float] = {}
         self._metrics = metrics
         self._seconds = self._waited = 0.0
+        self._events = events
         with device_faults(metrics):
             self._file = output(metrics, append=True)
 
@@ -36,6 +38,8 @@ class Journal:
         self._shown = {name: value for name, value in losses.items() if name != "total"}  # the sum: no news
         self._file.write(_line({"epoch": epoch, "step": step, "lr": rate, **losses}))
         self._watch.losses(epoch, self._epochs, self._shown)
+        if self._events:
+            self._events.scalars("train", {"lr": rate, **losses}, step)
 
     def flush(self) -> int:
         """Put metrics.jsonl on the disk; its length in bytes."""
@@ -51,6 +55,8 @@ class Journal:
         self._waited += timing["seconds"] * timing["waiting_share"]
         with device_faults(self._timing), output(self._timing, append=True) as file:
             file.write(_line({"epoch": epoch, **timing}))
+        if self._events:
+            self._events.scalars("epoch", timing, epoch + 1)
         self._watch.line(
             fitting(
                 f"epoch {epoch + 1}/{self._epochs}",
@@ -72,6 +78,8 @@ class Journal:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._events:
+            self._events.close()
         with device_faults(self._metrics):
             self._file.close()
 
@@ -122,3 +130,27 @@ class Clock:
 
 def _line(values: Mapping[str, Any]) -> bytes:
     return (json.dumps(values, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl or timing.jsonl; none where there is no file. InputError for one that is damaged."""
+    try:
+        lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, RecursionError) as fault:
+        raise InputError(f"{path}: damaged ({fault}); restore it or train again.") from fault
+    if not all(isinstance(line, dict) for line in lines):
+        raise InputError(f"{path}: damaged (a line is no object); restore it or train again.")
+    return lines
+
+
+def seconds_trained(timing: Path, epochs: int) -> float | None:
+    """How long all epochs took by timing.jsonl; None where one is not told. Of an epoch that was interrupted only the
+    last part is told: the whole is reckoned at its speed.
+    """
+    told = {line["epoch"]: line for line in read_journal(timing)}
+    if told.keys() != set(range(epochs)):
+        return None
+    references = max(line["references"] for line in told.values())
+    return sum(references * line["seconds"] / line["references"] for line in told.values())

@@ -152,14 +152,14 @@ def serve() -> NoReturn:
             train(settings, ranks=ranks, notes=order["notes"])
             report = Report()
         except Exception as fault:
-            report = _report(fault)
+            report = report_of(fault)
         sys.stderr.flush()
         # Said before the others see this rank's connections end, so that it is known who was first.
         report.send(order["report_end"])
         os._exit(report.status)
 
 
-def _report(fault: Exception) -> Report:
+def report_of(fault: Exception) -> Report:
     """What a rank says of its end; the traceback of a bug goes to standard error."""
     if isinstance(fault, WeakmcnError):
         return Report(

@@ -45,7 +45,7 @@ class Method:
     shares_images: bool = True
     """Whether several expressions of a batch may be about one image (`train.sampling=images`)."""
     masks: bool = True
-    """Whether it predicts masks. Where it does not, its boxes are measured, and SAM's masks of them."""
+    """Whether it can predict masks."""
     boxes: bool = True
     """Whether it predicts boxes. Where it does not, its masks alone are measured."""
     settings: type[ModelConfig] = ModelConfig
@@ -56,6 +56,10 @@ class Method:
     """What it learns from beside columns and words."""
     remarks: Callable[[Any], Sequence[str]] = lambda config: ()
     """What a reader of its figures must know, a line each."""
+
+    def predicts_masks(self, config: ModelConfig) -> bool:
+        """Whether it does so under `config`. Where not, its boxes are measured, and SAM's masks of them."""
+        return self.masks and config.wres
 
 
 METHODS: dict[str, Method] = {

@@ -6,6 +6,8 @@ columns.json     stage -> stage.json of the columns it is trained on, fingerprin
 checkpoints/     two; see checkpoint.py
 metrics.jsonl    losses by step; the same bytes however often the run was interrupted
 timing.jsonl     what depends on the clock
+eval-*.json      figures of what was measured, sentence by sentence; see results.py
+tensorboard/     the losses again, where they were asked for
 """
 
 from collections.abc import Mapping

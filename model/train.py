@@ -29,6 +29,7 @@ from ..shards.store import Store
 from . import checkpoint
 from .batch import Batch
 from .config import ModelConfig, TrainConfig
+from .events import FOLDER, Events, require_tensorboard
 from .interrupts import Interrupted, stop_requests
 from .journal import Clock, Journal, cut_to
 from .lessons import Lessons, Material
@@ -82,6 +83,8 @@ class TrainSettings:
     """Between two checkpoints inside an epoch; every epoch ends with one anyway."""
     log_steps: int = 20
     """Steps averaged in one line of metrics.jsonl."""
+    tensorboard: bool = False
+    """Whether the same is written for TensorBoard, below the run folder."""
 
     def __post_init__(self) -> None:
         for name in ("store", "out", "words", "first_stage"):
@@ -161,6 +164,8 @@ def train(
     another one ended without a word.
     """
     with ranks.all_or_none():
+        if settings.tensorboard:
+            require_tensorboard()
         check_folder(settings.out)
         refuse_if_held(settings.out)
         check_ranks(settings.train.batch, ranks.size, own_negatives=settings.negatives == "local")
@@ -242,9 +247,10 @@ def _train(
     pause = 60 * settings.checkpoint_minutes
     saved_at = time.monotonic()
     metrics, timing = (run.metrics, run.timing) if ranks.first else (Path(os.devnull), Path(os.devnull))
+    events = Events(run.path / FOLDER, step=state.step) if settings.tensorboard and ranks.first else None
     with (
         Watch(steps=steps * config.epochs, done=state.step, batch=config.batch, quiet=not ranks.first) as watch,
-        Journal(metrics, timing, watch, epochs=config.epochs) as journal,
+        Journal(metrics, timing, watch, epochs=config.epochs, events=events) as journal,
         ranks.one_voice(NotFinite, Interrupted, RanksDiffer),
         _kept(run, settings, ranks, state, journal),
         stop_requests(lambda: watch.line("Stopping: this step is finished and saved first.")) as stop,

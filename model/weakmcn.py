@@ -23,7 +23,7 @@ from .wres import MaskHead
 
 def fields_of(config: ModelConfig) -> tuple[str, ...]:
     """What WeakMCN reads of a batch beside tokens and letterbox; masks only where a mask loss is asked for."""
-    return ("dark_s8", "dark_s16", "dark_s32", *config.banks, "cells", "boxes", "masks")
+    return ("dark_s8", "dark_s16", "dark_s32", *config.banks, "cells", "boxes", *(("masks",) if config.wres else ()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,19 +79,24 @@ class WeakMCN(nn.Module):
         super().__init__()
         self.config = config
         self.text = text_encoder(config, vocabulary_size, words)
-        self.fusion = MultiScaleFusion(config.dark_channels, config.wrec_dim, outputs=("s8", "s16", "s32"))
+        self.fusion = MultiScaleFusion(
+            config.dark_channels, config.wrec_dim, outputs=("s8", "s16", "s32") if config.wres else ("s32",)
+        )
         self.rec_banks, self.res_banks = (
-            BankMixer(config.bank_channels, config.wrec_dim, config.dynamic) if config.banks else None for _ in range(2)
+            BankMixer(config.bank_channels, config.wrec_dim, config.dynamic) if config.banks and built else None
+            for built in (True, config.wres)
         )
         self.matcher = Matcher(config.wrec_dim, config.text_dim)
-        self.mask_head = MaskHead(
-            visual_dim=config.wrec_dim,
-            text_dim=config.text_dim,
-            width=config.wres_dim,
-            heads=config.attention_heads,
-            dilations=config.aspp_dilations,
-            dropout=config.dropout,
-        )
+        self.mask_head: MaskHead | None = None
+        if config.wres:
+            self.mask_head = MaskHead(
+                visual_dim=config.wrec_dim,
+                text_dim=config.text_dim,
+                width=config.wres_dim,
+                heads=config.attention_heads,
+                dilations=config.aspp_dilations,
+                dropout=config.dropout,
+            )
 
     def losses(self, batch: Batch, epoch: int, parts: bool = False, ranks: Ranks = ALONE) -> Losses:
         """The loss terms of one batch, or of this rank's part of it.
@@ -105,10 +110,10 @@ class WeakMCN(nn.Module):
         a BatchNorm sees one value an expression.
         """
         warm = epoch < self.config.warm_epochs
-        with_masks = parts or not warm
+        with_masks = self.config.wres and (parts or not warm)
         batch.check(self.config, self._needs(masks=with_masks))
         text, sentences = self._said(batch)
-        coarse, *finer = self._fuse(batch, ("s32", "s8", "s16") if with_masks else ("s32",))
+        coarse, *finer = self._fuse(batch, self._scales(with_masks))
         coarse, candidates = self._candidates(coarse, batch)
         images, first = ranks.contrasted(candidates)
         own = first + batch.own
@@ -134,7 +139,7 @@ class WeakMCN(nn.Module):
         """
         batch.check(self.config, self._needs(masks=False))
         text, sentences = self._said(batch)
-        coarse, fine, middle = self._fuse(batch, ("s32", "s8", "s16"))
+        coarse, *finer = self._fuse(batch, self._scales(self.config.wres))
         coarse, candidates = self._candidates(coarse, batch)
         similarity = torch.einsum("bd,bkd->bk", sentences, of_owner(candidates, batch.owner))
         chosen = similarity.argmax(dim=1)
@@ -146,8 +151,13 @@ class WeakMCN(nn.Module):
             chosen=chosen,
             boxes=boxes,
             scores=scores,
-            mask_logits=self._mask_logits(fine, middle, coarse, text, batch),
+            mask_logits=self._mask_logits(finer[0], finer[1], coarse, text, batch) if finer else None,
         )
+
+    @staticmethod
+    def _scales(with_masks: bool) -> tuple[str, ...]:
+        """Fused maps that are asked for: all that a mask needs, or what the matching needs."""
+        return ("s32", "s8", "s16") if with_masks else ("s32",)
 
     def _needs(self, *, masks: bool) -> tuple[str, ...]:
         return tuple(field for field in fields_of(self.config) if masks or field != "masks")
@@ -185,6 +195,7 @@ class WeakMCN(nn.Module):
         taken through the head's first convolution before it is enlarged, where it has a quarter of the cells and fewer
         channels.
         """
+        assert self.mask_head is not None  # nothing else asks
         added = None
         if self.res_banks is not None:
             mixed = self.res_banks(fine, self._banks(batch), then=self.mask_head.first_weight)

@@ -35,9 +35,11 @@ from .estimate import seconds_an_image
 from .index import build_index
 from .measure import measure
 from .plan import Plan, Shards, StagePlan, families_in_use, make_plan, workers_expected
+from .probe import probed
 from .progress import Progress
 from .remembered import configured
 from .report import Failure, Report, tell_device, tell_failures, tell_pass, tell_plan
+from .sizes import codec_table, shared_note
 from .stages import (
     STATISTICS_FOLDER,
     anchored,
@@ -84,6 +86,7 @@ def precompute(
     workers: int | None = None,
     skip_bad: bool = False,
     dry_run: bool = False,
+    probe: bool = False,
     insecure_ray: bool = False,
     stall_s: float = STALL_S,
     console: Console | None = None,
@@ -91,7 +94,8 @@ def precompute(
     """Bring `store` up to date for `splits` of `dataset` below `data`.
 
     stages: names, ["all"], or None for the default ones and those the store has. detector_bn: "frozen", "reestimate"
-    (from the training photographs of `dataset`), or None for what `config` says. dry_run: plan and write nothing.
+    (from the training photographs of `dataset`), or None for what `config` says. dry_run: plan and write nothing;
+    probe: send some photographs through the networks, so that the plan's figures are measured.
     stall_s: a Ray worker that takes no step for so long is stopped, and its shard tried again.
     Raises InputError (and its kinds) before anything is encoded, WeakmcnError where going on is pointless (unfit
     weights, a full disk); shards that fail on their own are in the report.
@@ -140,7 +144,18 @@ def precompute(
         plan = make_plan(decided, store, shards, chosen, made_from, workers=expected, gpu=gpu, statistics=statistics)
         if statistics is not None:
             plan = replace(plan, notes=(*plan.notes, *overlaps(index_folder, statistics)))
+        if dry_run and probe and not plan.is_done:
+            require_fit(plan.networks, decided)
+            with console.status("") as status:
+                told = lambda stage: status.update(f"trying {stage} on some photographs")  # noqa: E731
+                plan = probed(plan, shards, workers=expected, told=told)
+        if dry_run:
+            shared = shared_note(plan, index_folder, dataset, splits, shards)
+            plan = replace(plan, notes=(*shared, *plan.notes))
         tell_plan(console, index, plan)
+        if dry_run and not plan.is_done:
+            console.print()
+            console.print(codec_table(plan))
         require_fit(plan.networks, decided)
         report = Report(index=index, plan=plan, dry_run=dry_run, images={stage.stage.name: 0 for stage in plan.stages})
         if not dry_run:

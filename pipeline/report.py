@@ -84,7 +84,8 @@ def plan_table(plan: Plan) -> Table:
     for stage in plan.stages:
         if stage.stage.name == "detect" and plan.statistics is not None:
             add(*_statistics_row(plan.statistics))
-        todo = (f"{stage.images_due:,}", in_bytes(stage.bytes), in_words(stage.seconds)) if stage.due else None
+        time = f"with {stage.made_with}" if stage.made_with else in_words(stage.seconds)
+        todo = (f"{stage.images_due:,}", in_bytes(stage.bytes), time) if stage.due else None
         add(stage.stage.name, stage.recipe.family, stage.why, stage.images_total, todo)
     table.caption_justify = "left"
     if plan.is_done:
@@ -92,9 +93,18 @@ def plan_table(plan: Plan) -> Table:
     else:
         table.caption = (
             f"to write {in_bytes(plan.bytes)}, free {in_bytes(plan.free_bytes)}; about {in_words(plan.seconds)}, "
-            "a rough estimate"
+            f"{_how_known(plan)}"
         )
     return table
+
+
+def _how_known(plan: Plan) -> str:
+    """How the seconds were found."""
+    tried = [stage.probed for stage in plan.stages if stage.due]
+    if not all(tried):
+        return "a rough estimate" if not any(tried) else "in part a rough estimate"
+    least, most = min(tried), max(tried)
+    return f"measured on {least if least == most else f'{least} to {most}'} images"
 
 
 def _statistics_row(plan: StatisticsPlan) -> tuple[str, str, str, int, tuple[str, str, str] | None]:

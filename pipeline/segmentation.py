@@ -56,9 +56,14 @@ def run_lengths(reference: Reference) -> str | None:
     segmentation = reference.segmentation
     if segmentation is None:
         return None
+    return compressed(segmentation, reference.height, reference.width)
+
+
+def compressed(segmentation: Any, height: int, width: int) -> str:
+    """A COCO segmentation that passed `segmentation_fault`, as `counts` of the union of its parts."""
     parts = [segmentation] if isinstance(segmentation, dict) else segmentation
     # Published masks are sums over the parts: where parts overlap the object counts once.
-    merged: Any = coco_mask.merge([_compressed(part, reference.height, reference.width) for part in parts])
+    merged: Any = coco_mask.merge([_compressed(part, height, width) for part in parts])
     return merged["counts"].decode("ascii")
 
 

@@ -41,7 +41,9 @@ class _Photo:
 
 
 @dataclass(frozen=True)
-class _Instances:
+class Instances:
+    """What an instances.json holds, by id. Of its annotations only the ids are checked."""
+
     photos: dict[int, _Photo]
     annotations: dict[int, dict[str, Any]]
     categories: dict[int, str]
@@ -65,7 +67,7 @@ def read_unc(refs_path: Path, spec: DatasetSpec) -> Loaded:
     else:
         refs, warnings = parse_refs(refs_source)
     instances_source = read_source(refs_path.with_name("instances.json"))
-    instances = _read_instances(instances_source, spec)
+    instances = read_instances(instances_source, spec)
     if not isinstance(refs, list):
         raise AnnotationError(f"{refs_path}: holds {type(refs).__name__}, not a list of references; fetch it again.")
     faults = Faults(refs_path, _MEND)
@@ -93,7 +95,8 @@ def read_unc(refs_path: Path, spec: DatasetSpec) -> Loaded:
     return Loaded(references, {source.path.name: source.sha256 for source in (refs_source, instances_source)}, warnings)
 
 
-def _read_instances(source: Source, spec: DatasetSpec) -> _Instances:
+def read_instances(source: Source, spec: DatasetSpec) -> Instances:
+    """The content of an instances.json; AnnotationError names what is no COCO format in it."""
     value = parse_json(source)
     for name in ("images", "annotations", "categories"):
         if not isinstance(value, dict) or not isinstance(value.get(name), list):
@@ -116,7 +119,7 @@ def _read_instances(source: Source, spec: DatasetSpec) -> _Instances:
         for number, record in records.items()
     }
     names = {number: clip(str(record.get("name", "")), 60) for number, record in categories.items()}
-    return _Instances(photos, annotations, names)
+    return Instances(photos, annotations, names)
 
 
 def _by_id(kind: str, records: list[Any], faults: Faults) -> dict[int, dict[str, Any]]:
@@ -141,7 +144,7 @@ def _photo_fault(number: int, record: dict[str, Any]) -> str | None:
     return file_name_fault(record.get("file_name"))
 
 
-def _reference(ref: dict[str, Any], ref_id: int, instances: _Instances, faults: Faults) -> Reference | None:
+def _reference(ref: dict[str, Any], ref_id: int, instances: Instances, faults: Faults) -> Reference | None:
     """One record of the refs, or None with its fault noted."""
     name = f"reference {ref_id}"
     annotation_id, image_id, split = ref.get("ann_id"), ref.get("image_id"), ref.get("split")

@@ -6,6 +6,7 @@ losses and gradients but for rounding, at the cost that the released order has. 
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,8 @@ from weakmcn.model.fusion import BankMixer, ConvBlock, MultiScaleFusion
 from weakmcn.model.weakmcn import Losses, WeakMCN
 from weakmcn.model.wrec import candidate_boxes, clip_to_photo, pick, position_embedding
 from weakmcn.model.wres import CollectDiffuse, MaskHead, Modulation, Pyramid
+
+T = TypeVar("T")
 
 
 def losses(net: WeakMCN, batch: Batch, epoch: int) -> Losses:
@@ -34,7 +37,7 @@ def losses(net: WeakMCN, batch: Batch, epoch: int) -> Losses:
     det = terms.anchor_contrast(similarity, torch.arange(len(batch)))
     chosen = similarity.detach().diagonal().argmax(dim=0)
 
-    logits = mask_logits(net.mask_head, (fine, middle, coarse), text)
+    logits = mask_logits(_given(net.mask_head), (fine, middle, coarse), text)
     boxes, _ = candidate_boxes(pick(batch.boxes, chosen))
     box = terms.box_bits(clip_to_photo(boxes, batch.letterbox), config.side_px)
     bce = terms.mask_bce(logits, terms.unpack_bits(pick(_given(batch.masks), chosen)))
@@ -125,7 +128,7 @@ def pyramid(layer: Pyramid, x: Tensor) -> Tensor:
     return layer.project(torch.cat([*branches, overall], dim=1))
 
 
-def _given(x: Tensor | None) -> Tensor:
+def _given(x: T | None) -> T:
     assert x is not None
     return x
 

@@ -213,7 +213,7 @@ def _blurred(features: np.ndarray) -> np.ndarray:
     """The mean of each cell and its neighbours."""
     padded = np.pad(features, ((0, 0), (1, 1), (1, 1)), mode="edge")
     size = features.shape[1]
-    return sum(padded[:, y : y + size, x : x + size] for y in range(3) for x in range(3)) / 9
+    return np.mean([padded[:, y : y + size, x : x + size] for y in range(3) for x in range(3)], axis=0)
 
 
 def _enlarged(cells: np.ndarray) -> np.ndarray:

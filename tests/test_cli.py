@@ -19,16 +19,20 @@ ROOT = Path(__file__).parent.parent
 COMMANDS = (
     "demo",
     "pocket",
+    "check",
     "precompute",
     "train",
     "eval",
     "predict",
     "convert",
     "doctor",
+    "presets",
     "store ls",
     "store verify",
     "store repair",
     "store gc",
+    "runs list",
+    "runs compare",
 )
 HEAVY = ("torch", "torchvision", "timm", "ray", "cv2", "segment_anything", "webdataset", "pyarrow", "numpy", "PIL")
 

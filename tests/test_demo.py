@@ -111,6 +111,7 @@ def test_predict_answers_as_eval_does(demo: Path) -> None:
     (found,) = answers(run, photo, [record.sentence], config, "cpu")
     assert record.box_photo is not None
     assert record.mask is not None
+    assert found.box is not None
     assert box_iou(found.box, np.array(record.box_photo)) > 0.999
     assert found.mask is not None
     assert mask_iou(found.mask, rle_decode(record.mask, *photo.rgb.shape[:2])) > 0.99

@@ -80,7 +80,7 @@ def test_an_answer_that_is_the_truth_scores_everything(store: Path, targets: lis
     assert {name: result.summary[name] for name in expected} == pytest.approx(expected)
     assert result.summary["inconsistency"] == 0
     assert result.summary["sentences"] == 2 * VAL
-    assert result.results == {**result.summary, "baselines": result.baselines}
+    assert result.results == {**result.summary, "sam_head": result.sam_head, "baselines": result.baselines}
     assert (result.misses, result.notes) == ({}, [])
 
 
@@ -90,6 +90,21 @@ def test_overall_iou_sums_pixels_over_sentences(store: Path, targets: list[int])
     right = sum(edges[0] ** 2 for edges, target in zip(sizes, targets, strict=True) if target == 0)
     wrong = sum(edges[0] ** 2 + edges[target] ** 2 for edges, target in zip(sizes, targets, strict=True) if target)
     assert result.summary["res_oiou"] == pytest.approx(100 * right / (right + wrong))
+
+
+class Blank(Fixed):
+    """The same boxes, and masks without a pixel."""
+
+    def predict(self, batch: Batch) -> Predictions:
+        found = super().predict(batch)
+        assert found.mask_logits is not None
+        return replace(found, mask_logits=torch.full_like(found.mask_logits, -1.0))
+
+
+def test_the_sam_head_puts_sams_mask_of_the_box_in_place_of_the_predicted_one(store: Path) -> None:
+    own, blank = measure(store), measure(store, Blank(TINY, 0))
+    assert blank.summary["res_miou"] == pytest.approx(0, abs=1e-6)
+    assert blank.sam_head == own.sam_head == own.summary  # the masks that Fixed answers with are SAM's
 
 
 def test_the_baselines_are_those_of_the_candidates(store: Path, targets: list[int]) -> None:

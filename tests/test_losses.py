@@ -232,6 +232,7 @@ class TestTheSumOfAll:
     def losses(self, epoch: int, threshold: float = 0.4):
         torch.manual_seed(0)
         net = WeakMCN(dataclasses.replace(self.CONFIG, isl_threshold=threshold), 5)
+        assert net.mask_head is not None
         with torch.no_grad():
             for layer, bias in ((net.mask_head.pyramid.project, 1.0), (net.matcher.textual, 0.0)):
                 layer.weight.zero_()

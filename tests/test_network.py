@@ -101,6 +101,17 @@ def test_warm_up_runs_the_matching_branch_alone() -> None:
             assert torch.equal(value, before[name]), f"{name} moved"
 
 
+def test_without_the_mask_branch_the_matching_trains_alone_and_no_mask_is_read_or_predicted() -> None:
+    config, batch = dataclasses.replace(TINY, wres=False), dataclasses.replace(make_batch(), masks=None)
+    net = build(config)
+    assert not any(name.startswith(("mask_head.", "res_banks.")) for name, _ in net.named_parameters())
+    losses = net.losses(batch, epoch=16)
+    assert losses.total is losses.det
+    losses.total.backward()
+    assert all(weight.grad is not None for weight in net.parameters() if weight.requires_grad)
+    assert net.eval().predict(batch).mask_logits is None
+
+
 def test_turning_a_loss_term_off_takes_exactly_it_from_the_total() -> None:
     batch = make_batch()
 
@@ -142,7 +153,9 @@ def test_the_router_learns_without_pulling_at_the_map_it_looks_at() -> None:
 
 
 def test_the_gate_is_used_with_rows_and_columns_exchanged() -> None:
-    block = build().mask_head.attention.eval()
+    head = build().mask_head
+    assert head is not None
+    block = head.attention.eval()
     visual = torch.zeros(1, 8, 4, 4)
     visual[0, :, 0, 3] = 1.0  # one cell of its own, so one gate of its own
     text = torch.randn(1, 8, generator=torch.Generator().manual_seed(0))

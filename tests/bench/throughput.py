@@ -32,7 +32,7 @@ PAPER_FPS = 17.7
 
 
 def main(
-    images: Annotated[int, typer.Option(help="Photographs, one at a time and again in batches.")] = 24,
+    images: Annotated[int, typer.Option(help="Photographs, one at a time and again in batches.")] = 16,
     batch: Annotated[int, typer.Option(help="Photographs in a batch.")] = 8,
     out: Path = Path("throughput.json"),
 ) -> None:
@@ -45,11 +45,11 @@ def main(
         files = [photo(root / "data", number + 1) for number in range(images + batch)]
         config = paper.saved(paper.frozen_networks(files[:4]), root / "weights", batch=batch)
         networks = Networks(config, STAGES, device)
-    last = {"heads": Heads(device)}
-    one = networks.measured(files[: images + 1], batch=1, last=last)
-    many = networks.measured(files, batch=batch, last=last, readers=min(cores, 8))
+        last = {"heads": Heads(device)}
+        one = networks.measured(files[: images + 1], batch=1, last=last)
+        many = networks.measured(files, batch=batch, last=last, readers=min(cores, 8))
     told(
-        f"{images} photographs, {device}",
+        f"From a JPEG to box and mask, {images} photographs, {device}",
         ("step", "one at a time, ms", f"batches of {batch}, ms an image"),
         [(step, f"{1000 * one.step_s(step):.1f}", f"{1000 * many.step_s(step):.1f}") for step in one.steps],
         notes=[
