@@ -26,7 +26,7 @@ from weakmcn.shards.store import Store
 from .. import synthetic
 
 BATCH = 24
-SLOTS_RATE = 1e-3
+SLOTS_RATE = 1.2e-3
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ def trained(store: Path, out: Path, model: ModelConfig, method: str, *, steps: i
         lr=1e-3,
         seed=seed,
     )
-    if method == "sag-c":  # a steady rate after a short warm-up
-        fast = replace(fast, lr=SLOTS_RATE, warmup_steps=40, schedule="poly", poly_power=0.0)
+    if method == "sag-c":  # a steady rate
+        fast = replace(fast, lr=SLOTS_RATE, warmup_steps=0, schedule="poly", poly_power=0.0)
     settings = TrainSettings(
         store=store, dataset=synthetic.DATASET, out=out, model=model, train=fast, method=method, device="cpu", **more
     )
