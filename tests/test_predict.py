@@ -95,7 +95,7 @@ def test_the_phrases_of_a_photograph_are_answered_as_each_alone(demo: Path, answ
         (alone,) = answerer.answers(photo, columns, [phrases[place]])
         boxes = [np.array(found.box) for found in (together[place], alone)]
         assert boxes[0].shape == (4,)
-        np.testing.assert_allclose(*boxes, atol=1e-4)
+        np.testing.assert_allclose(boxes[0], boxes[1], atol=1e-4)
 
 
 def test_one_photograph_gives_a_picture_numbers_and_a_mask_for_each_phrase(

@@ -102,6 +102,7 @@ def test_an_answer_is_that_of_predict(site: Site, answerer: Answerer, photo: Pat
     assert told["unknown_words"] == ["blorp"]
     height, width = seen.rgb.shape[:2]
     assert told["mask"]["size"] == [height, width]
+    assert found.mask is not None
     np.testing.assert_array_equal(rle_decode(told["mask"]["counts"], height, width), found.mask)
     assert told["mask_px"] == np.count_nonzero(found.mask)
     picture = Image.open(io.BytesIO(base64.b64decode(told["picture"].removeprefix("data:image/png;base64,"))))
