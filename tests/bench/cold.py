@@ -15,13 +15,15 @@ from typing import Annotated, Literal
 
 import numpy as np
 import typer
+from weakmcn.shards.direct import Direct
 from weakmcn.shards.reader import Reader
 from weakmcn.shards.store import Store
 
 from .harness import REPEATS, in_turn, ratio, told, written
 from .paper_store import MAPS, RECORD_BYTES, make_store, shuffled
 
-BATCH, SHARDS, THREADS = 40, 8, (2, 4)
+BATCH, SHARDS, THREADS, PIECE = 40, 8, (2, 4), 8 << 20
+DISK = "the disk: direct, sequential"
 COLUMNS = [*MAPS, "detect.cells", "detect.boxes", "masks.bits"]
 
 
@@ -38,7 +40,7 @@ def main(
             make_store(path, images=images, shards=SHARDS)
         store = Store.open(path)
         tars = sorted(path.glob("*/*.tar"))
-        variants: dict[str, Callable[[], object]] = {}
+        variants: dict[str, Callable[[], object]] = {DISK: lambda: _sequential(tars)}
         for access in ("mmap", "direct"):
             for threads in THREADS:
                 variants[f"{access}, {threads} threads"] = _epoch(store, images, access, threads)
@@ -46,7 +48,7 @@ def main(
     rows = []
     for name, timing in timings.items():
         speed = images / timing.median_s
-        rows.append([name, f"{speed:,.0f}", speed * RECORD_BYTES / 1e9, 1e3 * timing.cpu_median_s / images])
+        rows.append([name, f"{speed:,.0f}", f"{speed * RECORD_BYTES / 1e9:.2f}", 1e3 * timing.cpu_median_s / images])
     best = {
         access: min((name for name in timings if name.startswith(access)), key=lambda name: timings[name].median_s)
         for access in ("mmap", "direct")
@@ -63,6 +65,15 @@ def main(
         ],
     )
     written(out, "cold", timings, images=images, best=best)
+
+
+def _sequential(tars: list[Path]) -> None:
+    """Everything from begin to end: what the disk gives at most."""
+    files = Direct()
+    for path in tars:
+        size = path.stat().st_size
+        for offset in range(0, size, PIECE):
+            files.values(str(path), size, offset, min(PIECE, size - offset))
 
 
 def _epoch(store: Store, images: int, access: Literal["mmap", "direct"], threads: int) -> Callable[[], object]:

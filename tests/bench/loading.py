@@ -7,11 +7,13 @@ masks expanded. "The limit" copies as many records of 3.8 MB from memory into a 
 Peers get the same values, written by their own writers, in about as many shards: one tar a shard with all members of an
 image, as no stock reader joins the tars of several families; masks as the bytes they are compressed to, which nobody
 but us expands, and litdata none, as its collation turns bytes into a tensor each. Peers: pip install -e '.[bench]'.
+They are imported by name because the checks run where they are not installed.
 """
 
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -166,22 +168,20 @@ def _drained(batches: Callable[[], Iterable[Any]], images: int) -> Epoch:
 
 
 def _write_tars(folder: Path, store: Store) -> None:
-    import webdataset as wds
-
+    webdataset: Any = import_module("webdataset")
     size = _shard_size(store)
-    with wds.ShardWriter(str(folder / "%06d.tar"), maxcount=size, maxsize=1 << 40, verbose=0) as writer:
+    with webdataset.ShardWriter(str(folder / "%06d.tar"), maxcount=size, maxsize=1 << 40, verbose=0) as writer:
         for key, sample in _samples(store):
             writer.write({"__key__": key, **{f"{name}.npy": value for name, value in sample.items()}})
 
 
 def _read_tars(folder: Path, store: Store) -> Epoch:
-    import webdataset as wds
-
+    webdataset: Any = import_module("webdataset")
     names = [f"{name.replace('.', '_')}.npy" for name in (*MAPS, "detect.cells", "detect.boxes")]
 
     def batches() -> Iterable[Any]:
         urls = sorted(map(str, folder.glob("*.tar")))
-        data = wds.WebDataset(urls, shardshuffle=SHARDS).shuffle(100).decode()
+        data = webdataset.WebDataset(urls, shardshuffle=SHARDS).shuffle(100).decode()
         return data.to_tuple(*names).batched(BATCH)
 
     return _drained(batches, len(store.keys))
@@ -191,7 +191,7 @@ def _read_tars(folder: Path, store: Store) -> Epoch:
 
 
 def _write_mds(folder: Path, store: Store) -> None:
-    from streaming import MDSWriter
+    streaming: Any = import_module("streaming")
 
     samples = _samples(store)
     _, first = next(samples)
@@ -199,17 +199,15 @@ def _write_mds(folder: Path, store: Store) -> None:
         name: "bytes" if name == "masks_bits" else f"ndarray:{value.dtype}:{','.join(map(str, value.shape))}"
         for name, value in first.items()
     }
-    with MDSWriter(out=str(folder), columns=columns, size_limit=1 << 28) as writer:
+    with streaming.MDSWriter(out=str(folder), columns=columns, size_limit=1 << 28) as writer:
         for _, sample in _samples(store):
             writer.write({**sample, "masks_bits": sample["masks_bits"].tobytes()})
 
 
 def _read_mds(folder: Path, store: Store) -> Epoch:
-    from streaming import StreamingDataset
-    from streaming.base.util import clean_stale_shared_memory
-
-    clean_stale_shared_memory()
-    data = StreamingDataset(local=str(folder), shuffle=True, batch_size=BATCH)
+    streaming: Any = import_module("streaming")
+    import_module("streaming.base.util").clean_stale_shared_memory()
+    data = streaming.StreamingDataset(local=str(folder), shuffle=True, batch_size=BATCH)
     return _drained(lambda: DataLoader(data, batch_size=BATCH, num_workers=0), len(store.keys))
 
 
@@ -217,9 +215,7 @@ def _read_mds(folder: Path, store: Store) -> Epoch:
 
 
 def _write_chunks(folder: Path, store: Store) -> None:
-    from litdata.streaming.cache import Cache
-
-    cache = Cache(input_dir=str(folder), chunk_bytes=1 << 28)
+    cache: Any = import_module("litdata.streaming.cache").Cache(input_dir=str(folder), chunk_bytes=1 << 28)
     for place, (_, sample) in enumerate(_samples(store)):
         del sample["masks_bits"]
         cache[place] = {name: torch.from_numpy(value) for name, value in sample.items()}
@@ -228,10 +224,9 @@ def _write_chunks(folder: Path, store: Store) -> None:
 
 
 def _read_chunks(folder: Path, store: Store) -> Epoch:
-    from litdata import StreamingDataLoader, StreamingDataset
-
-    data = StreamingDataset(str(folder), shuffle=True)
-    return _drained(lambda: StreamingDataLoader(data, batch_size=BATCH, num_workers=0), len(store.keys))
+    litdata: Any = import_module("litdata")
+    data = litdata.StreamingDataset(str(folder), shuffle=True)
+    return _drained(lambda: litdata.StreamingDataLoader(data, batch_size=BATCH, num_workers=0), len(store.keys))
 
 
 # A .pt file an image.
@@ -263,20 +258,18 @@ def _read_files(folder: Path, store: Store) -> Epoch:
 
 
 def _write_hdf5(folder: Path, store: Store) -> None:
-    import h5py
-
+    h5py: Any = import_module("h5py")
     with h5py.File(folder / "columns.h5", "w") as file:
         for place, (_, sample) in enumerate(_samples(store)):
             for name in (name for name in sample if name != "masks_bits"):
                 value = sample[name]
                 if not place:
                     file.create_dataset(name, (len(store.keys), *value.shape), value.dtype)
-                file[name][place] = value  # pyright: ignore[reportIndexIssue]
+                file[name][place] = value
 
 
 def _read_hdf5(folder: Path, store: Store) -> Epoch:
-    import h5py
-
+    h5py: Any = import_module("h5py")
     file = h5py.File(folder / "columns.h5", "r")
     sets: dict[str, Any] = dict(file.items())
     blocks = {name: np.zeros((BATCH, *each.shape[1:]), each.dtype) for name, each in sets.items()}
@@ -295,8 +288,7 @@ def _read_hdf5(folder: Path, store: Store) -> Epoch:
 
 
 def _write_lmdb(folder: Path, store: Store) -> None:
-    import lmdb
-
+    lmdb: Any = import_module("lmdb")
     with lmdb.open(str(folder), map_size=1 << 34) as environment:
         for key, sample in _samples(store):
             value = b"".join(sample[name].tobytes() for name in sample if name != "masks_bits")
@@ -305,8 +297,7 @@ def _write_lmdb(folder: Path, store: Store) -> None:
 
 
 def _read_lmdb(folder: Path, store: Store) -> Epoch:
-    import lmdb
-
+    lmdb: Any = import_module("lmdb")
     environment = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, map_size=1 << 34)
     with environment.begin() as transaction:
         size = len(transaction.get(store.keys[0].encode()))
