@@ -122,8 +122,11 @@ class Site(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: Site  # pyright: ignore[reportIncompatibleVariableOverride]
-    server_version, sys_version = "weakmcn", ""
     timeout = WAIT_S
+
+    def version_string(self) -> str:
+        """For the header Server: no version to look up faults by."""
+        return "weakmcn"
 
     def do_GET(self) -> None:
         self._reply(self._get)

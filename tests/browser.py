@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,12 @@ QUIET = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
 )
 PATIENCE_S = 60
+EXECUTE = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)  # where it reads
+os.dup2(int(sys.argv[2]), 4)  # and writes
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Browser:
@@ -28,8 +35,7 @@ class Browser:
         assert CHROMIUM is not None
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
-        # It reads from descriptor 3 and writes to 4.
-        words = ["sh", "-c", f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}', CHROMIUM, *QUIET]
+        words = [sys.executable, "-c", EXECUTE, str(theirs_in), str(theirs_out), CHROMIUM, *QUIET]
         words += ["--remote-debugging-pipe", f"--user-data-dir={self._profile}", "about:blank"]
         self._process = subprocess.Popen(words, pass_fds=(theirs_in, theirs_out), stderr=subprocess.DEVNULL)
         os.close(theirs_in)
