@@ -190,7 +190,8 @@ def _precompute(data: Path, dataset: str, splits: Sequence[str], store: Path, ex
 
 def _train(store: Path, dataset: str, run: Path, settings: Sequence[str], *, photographs: int) -> "Run":
     from ..model.config import preset, train_preset
-    from ..model.train import TrainSettings, train
+    from ..model.train import train
+    from ..model.train_settings import TrainSettings
     from .settings import override
 
     recipe = train_preset("pocket")

@@ -129,7 +129,7 @@ def train(
     from ..model.launch import train_on
     from ..model.methods import recipe
     from ..model.preflight import next_step
-    from ..model.train import TrainSettings
+    from ..model.train_settings import TrainSettings
     from ..shards.store import Store
     from .settings import changed, parsed
 

@@ -27,7 +27,8 @@ from .methods import method_of
 from .ranks import LostRank, Ranks, ToldElsewhere
 from .run import Run, device_of
 from .sampler import check_ranks
-from .train import TrainSettings, train
+from .train import train
+from .train_settings import TrainSettings
 
 PATIENCE_S = 600
 """How long a rank waits for another one's message before it gives up."""

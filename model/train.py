@@ -11,11 +11,11 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,86 +23,34 @@ from torch import nn
 
 from ..shards import faults
 from ..shards.atomic import sweep, write_json
-from ..shards.errors import ConfigError, WeakmcnError
+from ..shards.errors import WeakmcnError
 from ..shards.lock import only_writer, refuse_if_held
 from ..shards.store import Store
 from . import checkpoint
 from .batch import Batch
-from .config import ModelConfig, TrainConfig
+from .config import TrainConfig
 from .events import FOLDER, Events, require_tensorboard
 from .interrupts import Interrupted, stop_requests
 from .journal import Clock, Journal, cut_to
 from .lessons import Lessons, Material
 from .loader import Loader, ahead, columns_of
 from .methods import method_of
-from .precision import Precision, check_precision, computing_in, settled
+from .precision import computing_in, settled
 from .preflight import check_canvas, check_folder, first_stage_of, next_step, odd_settings, word_vectors
 from .progress import Watch, tell
 from .ranks import ALONE, Ranks, RanksDiffer, bits
-from .references import FIRST_SPLIT
-from .residence import PLACES, Asked, choose
+from .residence import choose
 from .run import FORMAT, Run, device_of, placed
 from .sampler import Draw, check_ranks, order_digest
 from .samples import Samples, training_samples
 from .schedule import learning_rate
 from .state import TrainState
+from .train_settings import TrainSettings
 from .whole_batch import whole_batch
 from .words import WordTable
 
 Named = list[tuple[int, str]]
 """Of each reference of a batch: its id, and the key of its image."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """One run: what is trained, on what, and where it is kept."""
-
-    store: Path
-    dataset: str
-    out: Path
-    """The run folder; made if absent, continued if it holds this run."""
-    model: ModelConfig
-    train: TrainConfig
-    method: str = "weakmcn"
-    words: Path | None = None
-    """A file of word vectors, see words.py; None draws them at random. A run that goes on has them already."""
-    first_stage: Path | None = None
-    """The run that a method of two stages goes on from."""
-    split: str = FIRST_SPLIT
-    shuffle_captions: bool = False
-    """Control experiment: every reference gets the captions of another image's, so that they say nothing about it."""
-    features: Asked = "auto"
-    """Where a step's columns come from: the store's files, memory or the GPU, filled once; see residence.py."""
-    device: str = "auto"
-    """A torch device; "auto" is the GPU where there is one."""
-    precision: Precision = "auto"
-    """Of a step's products, see precision.py; "auto" is bfloat16 on a GPU that has it."""
-    negatives: Literal["gathered", "local"] = "gathered"
-    """On several ranks, whether a text is contrasted with the images of the whole batch or of its rank alone."""
-    checkpoint_minutes: float = 10
-    """Between two checkpoints inside an epoch; every epoch ends with one anyway."""
-    log_steps: int = 20
-    """Steps averaged in one line of metrics.jsonl."""
-    tensorboard: bool = False
-    """Whether the same is written for TensorBoard, below the run folder."""
-
-    def __post_init__(self) -> None:
-        for name in ("store", "out", "words", "first_stage"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else Path(value))
-        check_precision(self.precision)
-        if self.precision == "bfloat16" and not method_of(self.method).bfloat16:
-            raise ConfigError(f"precision={self.precision!r}: {self.method} is trained in float32 alone; leave it out.")
-        if self.features not in PLACES:
-            raise ConfigError(f"features={self.features!r} is not known; choose one of {', '.join(PLACES)}.")
-        if self.train.sampling == "images" and not method_of(self.method).shares_images:
-            raise ConfigError(
-                f"sampling='images': {self.method} sees an image once in a batch; leave train.sampling out."
-            )
-        if self.negatives not in ("gathered", "local"):
-            raise ConfigError(f"negatives={self.negatives!r} is not known; choose gathered or local.")
-        if self.log_steps < 1:
-            raise ConfigError(f"log_steps={self.log_steps} must be at least 1.")
 
 
 class NotFinite(WeakmcnError):  # noqa: N818 - says what was found

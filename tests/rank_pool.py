@@ -235,7 +235,7 @@ def run(
 ) -> dict:
     """Train; crash: all ranks do after this step. spoil: (rank, step), at whose next step its features are NaN."""
     from weakmcn.model.config import ModelConfig, TrainConfig
-    from weakmcn.model.train import TrainSettings
+    from weakmcn.model.train_settings import TrainSettings
 
     settings = TrainSettings(
         store=Path(store),

@@ -17,7 +17,8 @@ from weakmcn.model.methods import METHODS, recipe
 from weakmcn.model.official import to_official
 from weakmcn.model.prompts import COLOURS, nearest_colours
 from weakmcn.model.state import TrainState
-from weakmcn.model.train import TrainSettings, train
+from weakmcn.model.train import train
+from weakmcn.model.train_settings import TrainSettings
 from weakmcn.model.vocabulary import RESERVED, Vocabulary
 from weakmcn.pipeline.datasets import COCO_CATEGORIES
 from weakmcn.pipeline.pocket.scenes import SHAPES

@@ -15,7 +15,8 @@ from pycocotools.coco import COCO
 from weakmcn.model.evaluate import SentenceRecord, evaluate_run
 from weakmcn.model.metrics import box_iou
 from weakmcn.model.run import Run
-from weakmcn.model.train import TrainSettings, train
+from weakmcn.model.train import train
+from weakmcn.model.train_settings import TrainSettings
 from weakmcn.pipeline.annotations import load_annotations
 from weakmcn.pipeline.segmentation import run_lengths
 from weakmcn.shards.codec import unpack_masks

@@ -15,7 +15,8 @@ import pytest
 import torch
 from weakmcn.model import checkpoint
 from weakmcn.model.checkpoint import Position
-from weakmcn.model.train import TrainSettings, train
+from weakmcn.model.train import train
+from weakmcn.model.train_settings import TrainSettings
 from weakmcn.shards import faults
 from weakmcn.shards.atomic import write_bytes
 from weakmcn.shards.errors import WeakmcnError

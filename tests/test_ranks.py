@@ -22,7 +22,8 @@ from weakmcn.model.interrupts import Interrupted
 from weakmcn.model.launch import Place, place_in, rank_device, train_on
 from weakmcn.model.ranks import ALONE, Ranks
 from weakmcn.model.run import Run
-from weakmcn.model.train import TrainSettings, train
+from weakmcn.model.train import train
+from weakmcn.model.train_settings import TrainSettings
 from weakmcn.shards.errors import ConfigError
 
 from . import rank_pool

@@ -16,7 +16,8 @@ from weakmcn.model.evaluate import evaluate_run
 from weakmcn.model.methods import METHODS, method_of, recipe
 from weakmcn.model.official import to_official
 from weakmcn.model.refclip import RefCLIP
-from weakmcn.model.train import TrainSettings, train
+from weakmcn.model.train import train
+from weakmcn.model.train_settings import TrainSettings
 from weakmcn.shards.errors import ConfigError, StoreError
 
 from . import worlds

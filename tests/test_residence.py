@@ -8,7 +8,8 @@ import torch
 from weakmcn.model import residence
 from weakmcn.model.loader import Loader
 from weakmcn.model.residence import Asked, DeviceFeatures, RamFeatures, choose
-from weakmcn.model.train import TrainSettings, train
+from weakmcn.model.train import train
+from weakmcn.model.train_settings import TrainSettings
 from weakmcn.shards.errors import ConfigError
 from weakmcn.shards.reader import Reader
 from weakmcn.shards.store import Store

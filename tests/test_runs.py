@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from weakmcn.model.compare import compare
 from weakmcn.model.results import RECORD, Kept, read_results
-from weakmcn.model.train import TrainSettings, train
+from weakmcn.model.train import train
+from weakmcn.model.train_settings import TrainSettings
 from weakmcn.shards.errors import InputError
 
 from .tiny import digests

@@ -21,7 +21,8 @@ from weakmcn.model.schedule import learning_rate
 from weakmcn.model.shatter import SaG, SaGHeads, ShatterConfig, contrast, spread
 from weakmcn.model.slots import Painter, Shatter
 from weakmcn.model.state import TrainState
-from weakmcn.model.train import TrainSettings, train
+from weakmcn.model.train import train
+from weakmcn.model.train_settings import TrainSettings
 from weakmcn.model.vocabulary import RESERVED, Vocabulary
 from weakmcn.shards.errors import ConfigError
 

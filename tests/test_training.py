@@ -26,7 +26,8 @@ from weakmcn.model.run import Run
 from weakmcn.model.sampler import epoch_batches
 from weakmcn.model.samples import training_samples
 from weakmcn.model.state import TrainState
-from weakmcn.model.train import NotFinite, TrainSettings, train
+from weakmcn.model.train import NotFinite, train
+from weakmcn.model.train_settings import TrainSettings
 from weakmcn.shards.errors import CheckpointError, ConfigError, InputError, StoreError, WeakmcnError
 from weakmcn.shards.fingerprint import fingerprint
 from weakmcn.shards.lock import only_writer

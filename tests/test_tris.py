@@ -26,7 +26,8 @@ from weakmcn.model.sampler import epoch_batches
 from weakmcn.model.samples import Samples, training_samples
 from weakmcn.model.schedule import learning_rate
 from weakmcn.model.state import TrainState
-from weakmcn.model.train import TrainSettings, train
+from weakmcn.model.train import train
+from weakmcn.model.train_settings import TrainSettings
 from weakmcn.model.tris import TRIS, Localiser, TrisConfig, area_term, classification_loss
 from weakmcn.model.tris_segmenter import SegmenterConfig, TRISSegmenter, WordSegmenter
 from weakmcn.model.vocabulary import RESERVED, Vocabulary

@@ -17,7 +17,8 @@ from weakmcn.model.references import Reference, references_of
 from weakmcn.model.run import Run
 from weakmcn.model.samples import training_samples
 from weakmcn.model.shatter import ShatterConfig
-from weakmcn.model.train import TrainSettings, train
+from weakmcn.model.train import train
+from weakmcn.model.train_settings import TrainSettings
 from weakmcn.model.tris import TrisConfig
 from weakmcn.model.tris_segmenter import SegmenterConfig
 from weakmcn.shards.codec import rle_decode
