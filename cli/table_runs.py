@@ -27,6 +27,7 @@ from ..model.interrupts import Interrupted
 from ..model.journal import seconds_trained
 from ..model.launch import report_of
 from ..model.methods import method_of, recipe
+from ..model.parameters import parameter_table
 from ..model.preflight import check_canvas
 from ..model.progress import tell
 from ..model.references import FIRST_SPLIT
@@ -208,6 +209,8 @@ def make(out: Path, runs: Sequence[Planned], jobs: int) -> None:
     Interrupted where a signal asked for the end; what was done is kept.
     """
     missing = [planned for planned in runs if not is_done(out, planned)]
+    # The largest networks of a seed first, so that no long training is left alone at the end.
+    missing.sort(key=lambda planned: (planned.training.train.seed, -_size(planned)))
     if min(jobs, len(missing)) <= 1:
         for number, planned in enumerate(missing, 1):
             tell(f"[{number}/{len(missing)}] {planned}")
@@ -216,6 +219,10 @@ def make(out: Path, runs: Sequence[Planned], jobs: int) -> None:
     with tempfile.TemporaryDirectory(prefix="weakmcn-") as claims:
         order = {"out": out, "claims": claims, "runs": [asdict(planned) for planned in missing], "jobs": jobs}
         run_ranks(_SERVE, [order] * min(jobs, len(missing)), out)
+
+
+def _size(planned: Planned) -> int:
+    return parameter_table(planned.training.model, planned.training.method).learns
 
 
 def serve() -> None:
