@@ -53,6 +53,10 @@ score-against-time store *flags:
 bench name *flags:
     {{ python }} -m tests.bench.{{ name }} {{ flags }}
 
+# Train the ports on the synthetic set and hold them to their acceptance checks
+acceptance *flags:
+    {{ python }} -m tests.acceptance {{ flags }}
+
 # The fault tests at full length, an hour at most; fewer of each:  just soak --minutes 5
 soak *flags:
     {{ python }} -m tests.soak {{ flags }}

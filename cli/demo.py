@@ -190,7 +190,8 @@ def _precompute(data: Path, dataset: str, splits: Sequence[str], store: Path, ex
 
 def _train(store: Path, dataset: str, run: Path, settings: Sequence[str], *, photographs: int) -> "Run":
     from ..model.config import preset, train_preset
-    from ..model.train import TrainSettings, train
+    from ..model.train import train
+    from ..model.train_settings import TrainSettings
     from .settings import override
 
     recipe = train_preset("pocket")
@@ -200,12 +201,18 @@ def _train(store: Path, dataset: str, run: Path, settings: Sequence[str], *, pho
 
 
 def _measure(run: "Run", splits: Sequence[str]) -> tuple["Store", list["Evaluation"]]:
+    from ..model.checkpoint import newest_position
     from ..model.evaluate import evaluate_run
+    from ..model.results import keep
     from ..shards.store import Store
     from .evaluate import show
 
     store = Store.open(run.store)
+    position = newest_position(run.checkpoints)
     found = [evaluate_run(run, split, store=store, device="auto") for split in splits]
+    if position is not None:
+        for each in found:
+            keep(run, each, position)
     show(found)
     return store, found
 

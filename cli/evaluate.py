@@ -9,7 +9,9 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ..model.checkpoint import Position
     from ..model.evaluate import Evaluation
+    from ..model.run import Run
 
 COLUMNS = {
     "rec_acc50": "REC\nAcc@0.5",
@@ -32,7 +34,11 @@ BASELINES = {
 
 
 def evaluate(
-    run: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the run.")],
+    run: Annotated[Path | None, typer.Option(metavar="RUN", help="Folder of the run.")] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Measure these instead of a run; with --shards and --dataset."),
+    ] = None,
     split: Annotated[str, typer.Option(help="val, testA, testB, test or train.")] = "val",
     shards: Annotated[
         Path | None, typer.Option(metavar="STORE", help="Folder of the store.", show_default="the run's own")
@@ -43,13 +49,16 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table, and nothing else.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto is the GPU where there is one.")] = "auto",
 ) -> None:
-    """Measure a run on every sentence of a split; one checkpoint answers for boxes and masks.
+    """Measure a run, or anyone's predictions, on every sentence of a split; one checkpoint answers for boxes and masks.
 
     \b
     Needs    a run, and a store with the split: weakmcn precompute --split val
-    Writes   nothing
+    Writes   RUN/eval-<split>.json: the figures, and how good each answer was;
+             nothing of a file of predictions (docs/predictions.md)
     Example  weakmcn eval --run runs/first --split testA
              weakmcn eval --run runs/first --split val --json > val.json
+             weakmcn eval --predictions theirs.json --shards store \
+                 --dataset refcoco --split val
 
     All figures are percentages of all sentences of the split, at the photo's own size; one without an answer is a miss,
     is told, and makes the exit code 3.
@@ -66,31 +75,80 @@ def evaluate(
     The floor needs no language: the candidate of highest objectness, a random one (in expectation), the largest, each
     with SAM's mask of it. The ceiling is the candidate that fits the true box best. The second row is the run's own
     choice with the SAM head: SAM's mask of that box in place of the mask head's. It is the only RES of a method
-    without a mask head.
+    without a mask head. A method that predicts masks alone has no REC, no IE and no SAM head, but a PointM: the share
+    of sentences whose highest pixel lies in the true mask.
     """
-    from ..model.evaluate import evaluate_run
-    from ..model.run import Run
+    from ..model.checkpoint import newest_position
     from ..pipeline.datasets import ALIASES
-    from ..shards.store import Store
 
-    opened = Run.open(run)
-    store = Store.open(shards or opened.store)
-    found = evaluate_run(
-        opened,
-        split,
-        store=store,
-        dataset=ALIASES.get(dataset, dataset) if dataset else None,
-        device=device,
-    )
+    name = ALIASES.get(dataset, dataset) if dataset else None
+    opened = position = None
+    if predictions is None:
+        opened = _opened(run)
+        position = newest_position(opened.checkpoints)
+        facts, found = _of_run(opened, split, shards, name, device)
+    else:
+        facts, found = _of_predictions(predictions, run, split, shards, name)
     if as_json:
         import json
 
-        facts = {"run": str(run), "store": str(store.path), "dataset": found.dataset, "split": found.split}
-        typer.echo(json.dumps({**facts, "weights": "ema", **found.results, "notes": found.notes}, indent=2))
+        typer.echo(json.dumps({**facts, **found.results, "notes": found.notes}, indent=2))
     else:
         show([found])
+    if opened is not None and position is not None:
+        _keep(opened, found, position)
     if found.misses:
         raise typer.Exit(3)
+
+
+def _keep(run: "Run", found: "Evaluation", position: "Position") -> None:
+    """Keep what was measured; a folder that cannot be written is told, the figures have been printed."""
+    from ..model.results import keep
+    from ..shards.errors import WeakmcnError
+
+    try:
+        keep(run, found, position)
+    except (OSError, WeakmcnError) as fault:
+        typer.echo(f"weakmcn: the figures are not kept: {fault}", err=True)
+
+
+def _opened(run: Path | None) -> "Run":
+    from ..model.run import Run
+    from ..shards.errors import ConfigError
+
+    if run is None:
+        raise ConfigError("missing option '--run' or '--predictions'; see weakmcn eval --help.")
+    return Run.open(run)
+
+
+Measured = tuple[dict[str, str], "Evaluation"]
+"""What was measured, for JSON, and how it did."""
+
+
+def _of_run(run: "Run", split: str, shards: Path | None, dataset: str | None, device: str) -> Measured:
+    from ..model.evaluate import evaluate_run
+    from ..shards.store import Store
+
+    store = Store.open(shards or run.store)
+    found = evaluate_run(run, split, store=store, dataset=dataset, device=device)
+    facts = {"run": str(run.path), "store": str(store.path), "dataset": found.dataset, "split": found.split}
+    return {**facts, "weights": "ema"}, found
+
+
+def _of_predictions(file: Path, run: Path | None, split: str, shards: Path | None, dataset: str | None) -> Measured:
+    from ..model.foreign import score
+    from ..shards.errors import ConfigError
+    from ..shards.store import Store
+    from .scored import read_predictions
+
+    if run is not None:
+        raise ConfigError("--run and --predictions: one at a time; each is measured alone.")
+    if shards is None or dataset is None:
+        raise ConfigError("--predictions needs the truth: name it with --shards STORE --dataset NAME.")
+    store = Store.open(shards)
+    read = read_predictions(file, store, dataset, split)
+    facts = {"predictions": str(file), "store": str(store.path), "dataset": dataset, "split": split}
+    return facts, score(read, store=store, dataset=dataset, split=split)
 
 
 def show(evaluations: Sequence["Evaluation"]) -> None:
@@ -123,12 +181,12 @@ def results_table(evaluations: Sequence["Evaluation"]) -> "Table":
         table.add_column(head, justify="right", no_wrap=True)
     for found in evaluations:
         label = f"{found.split}, {found.summary['sentences']:,.0f} sentences"
-        cells = (f"{found.summary[key]:.1f}" if key in found.summary else "" for key in COLUMNS)
+        cells = (f"{found.summary[key]:.1f}" if key in found.summary else "–" for key in COLUMNS)
         table.add_row(label, *cells, style="bold")
         if found.sam_head:
             table.add_row("  with the SAM head", *(f"{found.sam_head[key]:.1f}" for key in COLUMNS))
         for key, label in BASELINES.items():
-            figures = found.baselines[key]
+            figures = found.baselines.get(key, {})
             cells = (f"{figures[column]:.1f}" if column in figures else "" for column in COLUMNS)
             table.add_row(f"  {label}", *cells, style="dim")
         table.add_section()

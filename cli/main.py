@@ -17,7 +17,24 @@ import typer
 
 from ..shards import faults
 from ..shards.errors import WeakmcnError
-from . import convert, demo, doctor, evaluate, pocket, precompute, predict, report, store, tables, train
+from . import (
+    check,
+    convert,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    pocket,
+    precompute,
+    predict,
+    presets,
+    report,
+    runs,
+    serve,
+    store,
+    tables,
+    train,
+)
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
@@ -44,18 +61,25 @@ app = typer.Typer(
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,
     "pocket": pocket.pocket,
+    "check": check.check,
     "precompute": precompute.precompute,
     "train": train.train,
     "eval": evaluate.evaluate,
     "predict": predict.predict,
     "report": report.report,
     "tables": tables.tables,
+    "serve": serve.serve,
+    "export": export.export,
     "convert": convert.convert,
     "doctor": doctor.doctor,
+    "presets": presets.presets,
 }
 for name, command in COMMANDS.items():
     app.command(name, help=reflowed(command.__doc__))(command)
 app.add_typer(store.app, name="store")
+for command in runs.app.registered_commands:
+    command.help = reflowed(command.callback.__doc__ if command.callback else None)
+app.add_typer(runs.app, name="runs")
 
 
 def _show_version(asked: bool) -> None:

@@ -58,7 +58,13 @@ def precompute(
             show_default="the store's, else frozen",
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the plan, measured on 20 photographs or fewer, and write nothing."),
+    ] = False,
+    no_probe: Annotated[
+        bool, typer.Option("--no-probe", help="With --dry-run: run no network; times are then a rough estimate.")
+    ] = False,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out photographs that cannot be read or encoded; exit code 3.")
     ] = False,
@@ -112,6 +118,7 @@ def precompute(
         workers=workers,
         skip_bad=skip_bad,
         dry_run=dry_run,
+        probe=dry_run and not no_probe,
         insecure_ray=insecure_ray,
         stall_s=60 * stall_minutes,
         console=Console(stderr=True),

@@ -62,17 +62,18 @@ def explained(sections: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     for section, settings in sections.items():
         lines = _explanations(type(settings))
         for field in fields(settings):
-            yield f"{section}.{field.name}", _written(getattr(settings, field.name)), lines.get(field.name, "")
+            yield f"{section}.{field.name}", written(getattr(settings, field.name)), lines.get(field.name, "")
 
 
 def _explanations(kind: type) -> dict[str, str]:
-    """Field -> the string below it in the source."""
+    """Field -> the string below it in the source; a class also has what it inherits."""
+    inherited = _explanations(base) if (base := kind.__base__) not in (None, object) else {}
     (body,) = [
         node.body
         for node in ast.parse(inspect.cleandoc(inspect.getsource(kind))).body
         if isinstance(node, ast.ClassDef)
     ]
-    return {
+    return inherited | {
         field.target.id: " ".join(below.value.value.split())
         for field, below in pairwise(body)
         if isinstance(field, ast.AnnAssign)
@@ -83,9 +84,14 @@ def _explanations(kind: type) -> dict[str, str]:
     }
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
+    """A value as `--set` takes it; an empty one is ""."""
+    if value is None or value == {}:
+        return ""
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={written(item)}" for name, item in value.items())
     if isinstance(value, tuple):
-        return ",".join(map(_written, value))
+        return ",".join(map(written, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

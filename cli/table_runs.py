@@ -32,7 +32,8 @@ from ..model.preflight import check_canvas
 from ..model.progress import tell
 from ..model.references import FIRST_SPLIT
 from ..model.samples import training_samples
-from ..model.train import TrainSettings, train
+from ..model.train import train
+from ..model.train_settings import TrainSettings
 from ..shards.atomic import remove, write_json
 from ..shards.errors import ConfigError, WeakmcnError
 from ..shards.fingerprint import file_sha256, fingerprint, short

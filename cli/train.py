@@ -9,6 +9,7 @@ import typer
 if TYPE_CHECKING:
     from ..shards.store import Store
 
+METHOD_HELP = "What is trained: weakmcn, refclip, apl, tris-c, tris-c2 or sag-c."
 EXAMPLE_PRESET = "refcoco"
 """Whose values `--set help` shows where no preset is named."""
 
@@ -40,7 +41,7 @@ def train(
     shards: Annotated[Path, typer.Option(metavar="STORE", help="Folder of the store that precompute filled.")],
     dataset: Annotated[str, typer.Option(help="Whose expressions: refcoco, refcoco+, refcocog, …")],
     out: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the run; an interrupted run in it goes on.")],
-    method: Annotated[str, typer.Option(help="What is trained: weakmcn, refclip or apl.", is_eager=True)] = "weakmcn",
+    method: Annotated[str, typer.Option(help=METHOD_HELP, is_eager=True)] = "weakmcn",
     preset: Annotated[
         str | None,
         typer.Option(
@@ -57,6 +58,10 @@ def train(
             show_default="random, and learned",
         ),
     ] = None,
+    first_stage: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="RUN", help="tris-c2: the finished run of tris-c whose masks it learns from."),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -66,14 +71,33 @@ def train(
             callback=_show_settings,
         ),
     ] = None,
+    sampling: Annotated[
+        Literal["references", "images"] | None,
+        typer.Option(
+            help="Go through references one by one, or through images, each with all its references at once. Short for "
+            "--set train.sampling=…",
+            show_default="references",
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Short for --set train.epochs=…")] = None,
     seed: Annotated[int | None, typer.Option(help="Short for --set train.seed=…")] = None,
     features: Annotated[
-        Literal["disk", "ram"], typer.Option(help="Read columns from the store at every step, or once into memory.")
-    ] = "disk",
+        Literal["auto", "disk", "ram", "gpu"],
+        typer.Option(
+            help="Where columns are: read from the store at every step, or once into memory or onto the GPU; "
+            "auto decides from sizes and says so."
+        ),
+    ] = "auto",
     shuffle_captions: Annotated[
         bool,
         typer.Option("--shuffle-captions", help="Control: every object gets the expressions of another image's."),
+    ] = False,
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option(help="Of the convolutions in a step; auto is bfloat16 on a GPU that has it, float32 elsewhere."),
+    ] = "auto",
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Losses for TensorBoard too, in RUN/tensorboard; needs its package.")
     ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto is the GPU where there is one.")] = "auto",
     devices: Annotated[
@@ -105,7 +129,7 @@ def train(
     from ..model.launch import train_on
     from ..model.methods import recipe
     from ..model.preflight import next_step
-    from ..model.train import TrainSettings
+    from ..model.train_settings import TrainSettings
     from ..shards.store import Store
     from .settings import changed, parsed
 
@@ -113,7 +137,11 @@ def train(
     dataset = dataset_in(store, dataset)
     model, optimisation = recipe(method, preset or fitting_preset(store, dataset))
     sections = {"model": model, "train": optimisation}
-    short = [f"train.{key}={value}" for key, value in (("epochs", epochs), ("seed", seed)) if value is not None]
+    short = [
+        f"train.{key}={value}"
+        for key, value in (("epochs", epochs), ("seed", seed), ("sampling", sampling))
+        if value is not None
+    ]
     changes, notes = implied(sections, parsed(sections, [*(settings or ()), *short]), has_words=words is not None)
     chosen = changed(sections, changes)
     run = train_on(
@@ -125,10 +153,13 @@ def train(
             train=chosen["train"],
             method=method,
             words=words,
+            first_stage=first_stage,
             shuffle_captions=shuffle_captions,
             features=features,
+            precision=precision,
             device=device,
             negatives=negatives,
+            tensorboard=tensorboard,
         ),
         devices,
         notes=notes,

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .batch import Batch
+from .batch import Batch, of_owner
 from .box_head import BoxHead, box_loss, cell_centres, corners, overlap
 from .config import ModelConfig
 from .fusion import MultiScaleFusion
@@ -70,9 +70,9 @@ class _Seen:
     sentences: Tensor
     """t, [B, D]."""
     candidates: Tensor
-    """u, [B, K, D]."""
+    """u, [I, K, D]."""
     matched: Tensor
-    """u + L tag, [B, K, D]: its dot product with t is the similarity."""
+    """u + L tag, [I, K, D]: its dot product with t is the similarity."""
     maps: list[Tensor]
     """The fused maps of stride 8, 16, 32."""
 
@@ -112,14 +112,16 @@ class APL(nn.Module):
         """
         seen = self._see(batch)
         images, first = ranks.contrasted(seen.matched)
-        similarity = torch.einsum("bd,akd->bak", seen.sentences, images)  # [B, B, K]
-        chosen = similarity.detach().diagonal(first).argmax(dim=0)  # [B]; the diagonal is [K, B]
-        det = ranks.share(anchor_contrast(similarity, first))
-        recon = ranks.share(F.mse_loss(self.decoder(pick(seen.candidates, chosen)), seen.sentences.detach()))
+        similarity = torch.einsum("bd,akd->bak", seen.sentences, images)  # [B, A, K]
+        own = first + batch.own
+        chosen = pick(similarity.detach(), own).argmax(dim=1)  # [B], of the text's own image
+        det = ranks.share(anchor_contrast(similarity, own), batch.unequal)
+        read_out = self.decoder(pick(seen.candidates, chosen, batch.own))
+        recon = ranks.share(F.mse_loss(read_out, seen.sentences.detach()), batch.unequal)
         if epoch < self.config.warm_epochs:
             return APLLosses(det=det, recon=recon, box=torch.zeros_like(det), total=det + recon)
         boxes, logits = self._boxes(seen, batch)
-        label = most_confident(pick(batch.boxes, chosen))[:, :4].to(boxes.dtype)
+        label = most_confident(pick(batch.boxes, chosen, batch.own))[:, :4].to(boxes.dtype)
         _, _, height, width = seen.maps[2].shape
         box = box_loss(boxes, logits, label, cell_centres(height, width, boxes), ranks)
         return APLLosses(det=det, recon=recon, box=box, total=det + recon + box)
@@ -132,17 +134,20 @@ class APL(nn.Module):
         similar one where none touches it.
         """
         seen = self._see(batch)
-        similarity = torch.einsum("bd,bkd->bk", seen.sentences, seen.matched)
+        similarity = torch.einsum("bd,bkd->bk", seen.sentences, of_owner(seen.matched, batch.owner))
         boxes, logits = self._boxes(seen, batch)
         best = logits.argmax(dim=1)  # [B]
         answer = pick(boxes, best).float()
-        fit = overlap(answer[:, None], most_confident(batch.boxes)[..., :4])  # [B, K]
+        candidates = of_owner(most_confident(batch.boxes)[..., :4], batch.owner)
+        fit = overlap(answer[:, None], candidates)  # [B, K]
         nearest = torch.where(fit.amax(dim=1) > 0, fit.argmax(dim=1), similarity.argmax(dim=1))
         answer = corners(answer)
         return Predictions(
             similarity=similarity,
             chosen=nearest,
-            boxes=clip_to_photo(answer, batch.letterbox) if self.config.clip_boxes_in_eval else answer,
+            boxes=clip_to_photo(answer, of_owner(batch.letterbox, batch.owner))
+            if self.config.clip_boxes_in_eval
+            else answer,
             scores=pick(logits, best).float().sigmoid(),
             mask_logits=None,
         )
@@ -168,4 +173,4 @@ class APL(nn.Module):
 
     def _boxes(self, seen: _Seen, batch: Batch) -> tuple[Tensor, Tensor]:
         """Boxes cx cy w h [B, N, 4] and objectness logits [B, N] of all cells."""
-        return self.box_head(*seen.maps, seen.candidates, batch.cells, seen.text)
+        return self.box_head(*seen.maps, seen.candidates, batch.cells, seen.text, owner=batch.owner)

@@ -1,24 +1,31 @@
 """What the network sees of B expressions and their images.
 
-Sizes at paper scale: S = 416 canvas pixels, K = 17 candidates, T = 15 tokens. Everything is in the canvas frame.
+Sizes at paper scale: S = 416 canvas pixels, K = 17 candidates, T = 15 tokens. Everything is in the canvas frame. Each
+expression has an image of its own, so I = B, unless `owner` says which of I < B images each is about.
 
-    dark_s8     float [B, 256, S/8, S/8]       detector maps
-    dark_s16    float [B, 512, S/16, S/16]
-    dark_s32    float [B, 1024, S/32, S/32]
-    dino        float [B, 768, S/16, S/16]     patch tokens on their grid
-    sam         float [B, 256, S/16, S/16]     image embedding
-    clip        float [B, 512, S/16, S/16]     patch tokens on their grid
-    cells       int64 [B, K]                   candidate cells of the S/32 grid, raster order
-    boxes       float32 [B, K, 4, 5]           cx cy w h objectness of a cell's four boxes, canvas pixels, unclipped
-    letterbox   int64 [B, 6]                   h, w, nh, nw, dx, dy
+    dark_s8     float [I, 256, S/8, S/8]       detector maps
+    dark_s16    float [I, 512, S/16, S/16]
+    dark_s32    float [I, 1024, S/32, S/32]
+    dino        float [I, 768, S/16, S/16]     patch tokens on their grid
+    sam         float [I, 256, S/16, S/16]     image embedding
+    clip        float [I, 512, S/16, S/16]     patch tokens on their grid
+    cells       int64 [I, K]                   candidate cells of the S/32 grid, raster order
+    boxes       float32 [I, K, 4, 5]           cx cy w h objectness of a cell's four boxes, canvas pixels, unclipped
+    letterbox   int64 [I, 6]                   h, w, nh, nw, dx, dy
     tokens      int64 [B, T]                   0 pad, 1 unknown; fewer columns are fine where every row is that short
-    masks       uint8 [B, K, S, S/8]           pseudo masks, packed along the last axis, first pixel in the highest bit
-    classes     float [B, K, classes]          class probabilities, mean of a cell's four boxes
-    colours     float32 [B, K, 3]              mean RGB in the mean of a cell's four boxes, 0..255
+    masks       uint8 [I, K, S, S/8]           pseudo masks, packed along the last axis, first pixel in the highest bit
+    classes     float [I, K, classes]          class probabilities, mean of a cell's four boxes
+    colours     float32 [I, K, 3]              mean RGB in the mean of a cell's four boxes, 0..255
+    owner       int64 [B]                      which of the images an expression is about; None: expression b, image b
+    clip_candidates  float [I, K, 512]         image embedding of the photo under each candidate's mask
+    images      int64 [I]                      the images' keys, as numbers
+    pseudo      uint8 [B, S/4, S/32]           pseudo mask of the expression's object, packed as `masks` are
+    texts       float32 [B, n, 512]            vectors of n captions by CLIP's text encoder, the expression's own first
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -38,8 +45,10 @@ SOURCES = {
     "masks": "masks.bits",
     "classes": "detect.classes",
     "colours": "detect.colours",
+    "clip_candidates": "clip.candidates",
 }
-"""Field of a batch -> column of the store. Tokens and letterbox come from the tables of the store."""
+"""Field of a batch -> column of the store. Tokens, letterbox and images come from the tables of the store; pseudo and
+texts belong to expressions and come from a method's lessons (lessons.py)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,13 +56,14 @@ class Batch:
     """B expressions with their images; the table of this module says what each field holds.
 
     A field that the network does not read may be None: a bank that is not in use, masks where no mask loss is asked
-    for, and so on. Maps may be float16, bfloat16 or float32: the network casts them to the type of its weights.
+    for, and so on; cells and boxes are empty then. Maps may be float16, bfloat16 or float32: the network casts them to
+    the type of its weights.
     """
 
-    cells: Tensor
-    boxes: Tensor
     letterbox: Tensor
     tokens: Tensor
+    cells: Tensor = field(default_factory=partial(torch.empty, 0))
+    boxes: Tensor = field(default_factory=partial(torch.empty, 0))
     dark_s8: Tensor | None = None
     dark_s16: Tensor | None = None
     dark_s32: Tensor | None = None
@@ -63,13 +73,33 @@ class Batch:
     masks: Tensor | None = None
     classes: Tensor | None = None
     colours: Tensor | None = None
+    clip_candidates: Tensor | None = None
+    images: Tensor | None = None
+    pseudo: Tensor | None = None
+    texts: Tensor | None = None
+    owner: Tensor | None = None
 
     def __len__(self) -> int:
+        """Expressions."""
         return self.tokens.shape[0]
 
+    @property
+    def own(self) -> Tensor:
+        """int64 [B], the image of each expression."""
+        return torch.arange(len(self), device=self.tokens.device) if self.owner is None else self.owner
+
+    @property
+    def unequal(self) -> int | None:
+        """For `Ranks.share`: how many expressions, where another rank may have more or fewer; None where not."""
+        return None if self.owner is None else len(self)
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
         return replace(self, **{name: change(value) for name, value in values.items() if value is not None})
+
+    def rows(self, rows: slice) -> "Batch":
+        """Some of the expressions."""
+        return self._each(lambda value: value[rows])
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
         """The same batch on another device."""
@@ -100,23 +130,33 @@ class Batch:
             "masks": ((k, side, side // 8), torch.uint8),
             "classes": ((k, len(config.class_names)), None),
             "colours": ((k, 3), torch.float32),
+            "clip_candidates": ((k, config.clip_channels), None),
         }
-        for name in ("tokens", *fields, "letterbox"):
-            self._check_field(name, *wanted[name])
+        self._check_field("tokens", *wanted["tokens"], rows=len(self))
+        if self.owner is not None:
+            self._check_field("owner", (), torch.int64, rows=len(self))
+        images = len(self) if self.owner is None else len(self.letterbox)
+        for name in (*fields, "letterbox"):
+            self._check_field(name, *wanted[name], rows=images)
 
-    def _check_field(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None) -> None:
+    def _check_field(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None, *, rows: int) -> None:
         value: Tensor | None = getattr(self, name)
-        if value is None:
+        if value is None or value.shape == (0,):
             column = SOURCES[name]
             raise StoreError(
                 f"The batch has no {name} (column {column}), which this configuration needs. Make the column with "
                 f"`weakmcn precompute --stages {column.partition('.')[0]}`"
                 + (f", or leave {name} out of `banks`." if name in BANKS else ".")
             )
-        if value.shape != (len(self), *shape):
+        if value.shape != (rows, *shape):
             raise StoreError(
                 f"{name} of the batch has shape {list(value.shape)}, the configuration wants "
-                f"{[len(self), *shape]}. Use the preset that the store was made with."
+                f"{[rows, *shape]}. Use the preset that the store was made with."
             )
         if value.dtype != dtype if dtype else not value.is_floating_point():
             raise StoreError(f"{name} of the batch is {value.dtype}, it must be {dtype or 'a floating-point type'}.")
+
+
+def of_owner(x: Tensor, owner: Tensor | None) -> Tensor:
+    """What belongs to the image of each sentence: [B, ...]. x: [I, ...]; owner: int64 [B], None: one each."""
+    return x if owner is None else x.index_select(0, owner)

@@ -57,16 +57,24 @@ class BoxHead(nn.Module):
         self.objectness = nn.Conv2d(half, 1, 1)
 
     def forward(
-        self, s8: Tensor, s16: Tensor, s32: Tensor, candidates: Tensor, cells: Tensor, text: Tensor
+        self,
+        s8: Tensor,
+        s16: Tensor,
+        s32: Tensor,
+        candidates: Tensor,
+        cells: Tensor,
+        text: Tensor,
+        *,
+        owner: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Boxes [B, N, 4], cx cy w h in canvas pixels, and objectness logits [B, N].
 
-        s8, s16, s32: fused maps [B, C, H, W]. candidates: [B, K, D]; cells: int64 [B, K]. text: [B, D], which learns
-        nothing from the boxes (it is detached).
+        s8, s16, s32: fused maps [I, C, H, W]. candidates: [I, K, D]; cells: int64 [I, K]. text: [B, D], which learns
+        nothing from the boxes (it is detached). owner: int64 [B], the image of each sentence; None: one each.
         """
         text = text.detach()
         s32 = write_back(s32, self.write(candidates), cells)
-        modulated = [layer(x, text) for layer, x in zip(self.modulate, (s8, s16, s32), strict=True)]
+        modulated = [layer(x, text, owner=owner) for layer, x in zip(self.modulate, (s8, s16, s32), strict=True)]
         (coarse,) = self.fusion(*modulated, outputs=("s32",))
         x = self.convs(self.stem(self.attention(coarse, text)))  # [B, R/2, S/32, S/32]
         return decode(self.regress(x)), self.objectness(x).flatten(1)

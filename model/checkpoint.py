@@ -87,6 +87,16 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, []
 
 
+def newest_position(folder: Path) -> Position | None:
+    """Where the newest record stands, its weights unread; None if no record can be read."""
+    for record in reversed(_records(folder)):
+        try:
+            return Position(**read_json(record)["facts"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
 def read(weights: Path) -> Checkpoint:
     """Read one checkpoint; CheckpointError unless its bytes are those that were written."""
     try:

@@ -16,10 +16,21 @@ from ..shards.errors import ConfigError
 BANKS = ("dino", "sam", "clip")
 """Feature banks that may be added to the detector maps, in the order of the router's outputs."""
 
+SAMPLINGS = ("references", "images")
+
+
+OPTIMISERS = ("adam", "adamw")
+SCHEDULES = ("cosine", "poly")
+
 
 def _require(holds: bool, what: str) -> None:
     if not holds:
         raise ConfigError(what)
+
+
+def require_one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    """ConfigError unless the value of a setting is one of those there are."""
+    _require(value in choices, f"{name}={value!r} is not known; choose one of {', '.join(choices)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +165,10 @@ class TrainConfig:
     """Passes over the training references."""
     batch: int = 40
     """Expressions in a step; the contrast and the BatchNorms see all of them."""
+    sampling: str = "references"
+    """What an epoch goes through. references: each once, in batches of different images, as released. images: each
+    once with all its references, which share what the image alone decides and are no negatives of each other; a step
+    has as many images as have `batch` references on average."""
     lr: float = 1e-4
     """Learning rate after the warm-up."""
     min_lr: float = 3e-5
@@ -169,13 +184,26 @@ class TrainConfig:
     eps: float = 1e-9
     """Of Adam: added to the root of the mean square."""
     ema_decay: float = 0.9997
-    """Largest decay of the averaged weights; after step j it is min(ema_decay, (1 + j) / (10 + j))."""
+    """Largest decay of the averaged weights; after step j it is min(ema_decay, (1 + j) / (10 + j)). 0: no average."""
+    optimiser: str = "adam"
+    """adam or adamw."""
+    weight_decay: float = 0.0
+    """Of AdamW, of every weight that learns: its share that a step takes away, times the learning rate."""
+    schedule: str = "cosine"
+    """How the learning rate falls after the warm-up, step by step: cosine, or poly, a power of the steps left."""
+    poly_power: float = 0.9
+    """That power."""
+    warmup_steps: int = 0
+    """Steps of warm-up beside those of `warmup_epochs`, where whole epochs are too coarse."""
     seed: int = 123456
     """Of the first weights, the order of training and dropout."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
         _require(self.epochs >= 1, f"epochs={self.epochs} must be at least 1.")
+        _require(
+            self.sampling in SAMPLINGS, f"sampling={self.sampling!r} is not known; choose {' or '.join(SAMPLINGS)}."
+        )
         _require(self.batch >= 2, f"batch={self.batch} must be at least 2: the loss contrasts images of a batch.")
         for name in ("lr", "clip_norm", "eps"):
             _require(0 < getattr(self, name) < math.inf, f"{name}={getattr(self, name)} must be positive and finite.")
@@ -191,6 +219,15 @@ class TrainConfig:
             f"betas={list(self.betas)} must be two numbers in 0..1, 1 excluded.",
         )
         _require(0 <= self.ema_decay < 1, f"ema_decay={self.ema_decay} must be in 0..1, 1 excluded.")
+        require_one_of("optimiser", self.optimiser, OPTIMISERS)
+        require_one_of("schedule", self.schedule, SCHEDULES)
+        for name in ("weight_decay", "poly_power", "warmup_steps"):
+            value = getattr(self, name)
+            _require(0 <= value < math.inf, f"{name}={value} must not be negative, and finite.")
+        _require(
+            self.weight_decay == 0 or self.optimiser == "adamw",
+            f"weight_decay={self.weight_decay} needs optimiser=adamw; {self.optimiser} has none.",
+        )
 
 
 COCO_CLASSES = (

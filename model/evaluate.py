@@ -12,9 +12,12 @@ Beside the network stand, on the same sentences, answers that do not read them (
     oracle           the candidate whose box fits the truth best: no choice can score higher boxes
     sam_mask_of_box  the candidate that the network chose: its box, with SAM's mask in place of the network's
 
-Any system is measured a second time with the SAM head: SAM's mask of the box it chose in place of its own mask (for
-APL, whose boxes are no candidate's, of the candidate nearest to the box). That is the RES of a system that predicts
-boxes only, whose summary holds the figures of boxes alone; where the store has no masks it has none.
+Any system that chooses a box is measured a second time with the SAM head: SAM's mask of that box in place of its own
+mask (for APL, whose boxes are no candidate's, of the candidate nearest to the box). That is the RES of a system that
+predicts boxes only, whose summary holds the figures of boxes alone; where the store has no masks it has none.
+
+A system that predicts masks only has no REC and no inconsistency. It is asked where it points instead: `pointm` is the
+share of sentences whose pixel of the highest value, of those on the photo, lies in the true mask.
 """
 
 from collections import Counter
@@ -33,6 +36,7 @@ from .batch import Batch
 from .candidates import Candidates, Fit
 from .config import ModelConfig
 from .loader import Loader, ahead, columns_of
+from .mask_answers import photo_pixels
 from .methods import Method
 from .metrics import box_iou, iou_of_areas, mask_areas, summarise
 from .progress import counted
@@ -52,6 +56,9 @@ READ = ("cells", "boxes")
 
 OF_BOXES = ("rec_acc50", "sentences")
 """Figures of a system that predicts no masks."""
+ABOUT_BOXES = ("rec_acc50", "inconsistency")
+"""Figures that a system without boxes does not have."""
+NO_BOXES = "Masks only: no box is predicted, so there is no REC."
 NO_MASKS = "Boxes only: no mask is predicted. RES is that of SAM's mask of the box."
 
 Box = tuple[float, float, float, float]
@@ -70,6 +77,8 @@ class SentenceRecord:
     """The predicted box; None where there was no answer."""
     mask: str | None = None
     """The predicted mask, COCO run lengths at the photo's size; None where none was predicted, its figures then 0."""
+    points: bool | None = None
+    """Whether the pixel of the highest value lies in the true mask; asked of a system that predicts no boxes."""
     chosen: int | None = None
     """Which candidate."""
     score: float | None = None
@@ -158,7 +167,7 @@ def evaluate(
 ) -> Evaluation:
     """Measure a network, as it is and where it is (put into eval mode), on every sentence of a split."""
     predicts_masks = method.predicts_masks(config)
-    with_masks = predicts_masks or "masks" in store.families
+    with_masks = (predicts_masks and method.boxes) or "masks" in store.families
     fields = tuple(dict.fromkeys((*method.fields(config), *READ, *(("masks",) if with_masks else ()))))
     stages = dict.fromkeys(column.partition(".")[0] for column in columns_of(fields).values())
     references = references_of(store, dataset, split)
@@ -178,13 +187,13 @@ def evaluate(
         for place, reference in enumerate(references)
         if reference.key in skipped
     }
-    loader = Loader(store, fields, device=next(net.parameters()).device)
+    loader = Loader(store, fields, device=next(net.parameters()).device, keys=keys, reuse=True)
     make = partial(_batch, loader, references, vocabulary, config.max_tokens)
     chunks = [asked[start : start + batch] for start in range(0, len(asked), batch)]
     net.eval()
     with counted("evaluating", len(asked)) as count:
         for chunk, inputs in zip(chunks, ahead(make, chunks), strict=True):
-            answers = _Answers.of(net.predict(inputs))  # pyright: ignore[reportCallIssue]
+            answers = _Answers.of(net.predict(inputs), inputs)  # pyright: ignore[reportCallIssue]
             boxes, masks = _on_host(inputs.boxes), _on_host(inputs.masks) if with_masks else None
             for row, (place, text) in enumerate(chunk):
                 judge.look_at(references[place], boxes[row], None if masks is None else masks[row])
@@ -195,6 +204,10 @@ def evaluate(
     misses = dict(Counter(record.miss for record in ordered if record.miss))
     told = [f"{count:,} of {len(ordered):,} sentences are counted as misses: {why}." for why, count in misses.items()]
     summary = summarise(ordered)
+    if not method.boxes:
+        summary = {name: value for name, value in summary.items() if name not in ABOUT_BOXES}
+        summary["pointm"] = 100 * float(np.mean([record.points is True for record in ordered]))
+        told.append(f"{NO_BOXES} PointM {summary['pointm']:.1f}: the mask's highest pixel lies in the true mask.")
     if not predicts_masks:
         summary = {name: summary[name] for name in OF_BOXES}
         told.append(NO_MASKS if with_masks else f"{NO_MASKS} The store has no masks, so there is none.")
@@ -202,11 +215,11 @@ def evaluate(
         dataset=dataset,
         split=split,
         summary=summary,
-        sam_head=summarise([record.with_sam_head() for record in ordered]) if with_masks else {},
-        baselines=judge.baselines(len(ordered)),
+        sam_head=summarise([record.with_sam_head() for record in ordered]) if with_masks and method.boxes else {},
+        baselines=judge.baselines(len(ordered), chooses=method.boxes),
         records=ordered,
         misses=misses,
-        notes=[*told, *cut_note(references, config.max_tokens)],
+        notes=[*told, *cut_note(references, config.max_tokens), *method.remarks(config)],
     )
 
 
@@ -230,22 +243,39 @@ def _on_host(tensor: Tensor | None) -> np.ndarray:
 class _Answers:
     """Predictions on the host, in the canvas frame."""
 
-    boxes: np.ndarray
-    """float32 [B, 4]."""
+    boxes: np.ndarray | None
+    """float32 [B, 4]; None from a system that predicts none, as are the next two."""
+    chosen: np.ndarray | None
+    scores: np.ndarray | None
     masks: np.ndarray | None
     """uint8 [B, S, S]."""
-    chosen: np.ndarray
-    scores: np.ndarray
+    points: np.ndarray | None
+    """int64 [B, 2], column and row of the highest pixel on the photo; None from a system that predicts boxes."""
 
     @classmethod
-    def of(cls, predictions: Any) -> "_Answers":
+    def of(cls, predictions: Any, batch: Batch) -> "_Answers":
         logits = predictions.mask_logits
+        masks = None if logits is None else _on_host((logits.sigmoid() > 0.5).to(torch.uint8))
+        if predictions.boxes is None:
+            assert logits is not None
+            points = _on_host(highest_pixels(logits, batch.letterbox))
+            return cls(boxes=None, chosen=None, scores=None, masks=masks, points=points)
         return cls(
             boxes=_on_host(predictions.boxes),
-            masks=None if logits is None else _on_host((logits.sigmoid() > 0.5).to(torch.uint8)),
             chosen=_on_host(predictions.chosen),
             scores=_on_host(predictions.scores),
+            masks=masks,
+            points=None,
         )
+
+
+def highest_pixels(logits: Tensor, letterbox: Tensor) -> Tensor:
+    """Column and row, on the canvas, of each answer's highest pixel on the photo: int64 [B, 2]; the first on ties.
+
+    logits: [B, S, S]; letterbox: int64 [B, 6].
+    """
+    best = logits.masked_fill(~photo_pixels(letterbox, logits.shape[-1]), -torch.inf).flatten(1).argmax(dim=1)
+    return torch.stack([best % logits.shape[-1], best // logits.shape[-1]], dim=1)
 
 
 class _Judge:
@@ -283,17 +313,42 @@ class _Judge:
         image, fit = self._image, self._fit
         assert image is not None
         assert fit is not None
+        record = SentenceRecord(
+            key=reference.key, ref_id=reference.ref_id, sentence=text, truth_photo=reference.box_photo
+        )
+        if answers.boxes is not None:
+            record = self._judge_box(record, image, fit, answers, row)
+        if answers.masks is None:
+            return record
+        mask_photo = image.letterbox.mask_to_photo(answers.masks[row])
+        if fit.truth is None:
+            return replace(record, mask=rle_encode(mask_photo), miss=record.miss or NO_TRUTH)
+        if answers.points is not None:
+            column, line = image.letterbox.to_photo(np.tile(answers.points[row] + 0.5, 2))[:2].astype(int)
+            height, width = fit.truth.shape
+            record = replace(record, points=bool(fit.truth[min(line, height - 1), min(column, width - 1)]))
+        intersection, union = map(int, mask_areas(mask_photo, fit.truth))
+        return replace(
+            record,
+            mask=rle_encode(mask_photo),
+            mask_iou=float(iou_of_areas(intersection, union)),
+            intersection=intersection,
+            union=union,
+        )
+
+    def _judge_box(
+        self, record: SentenceRecord, image: Candidates, fit: Fit, answers: _Answers, row: int
+    ) -> SentenceRecord:
+        assert answers.boxes is not None
+        assert answers.chosen is not None
+        assert answers.scores is not None
         chosen = int(answers.chosen[row])
         self._count("sam_mask_of_box", fit, chosen, weight=1)
-
         box_photo = image.letterbox.to_photo(answers.boxes[row])
-        overlap = float(box_iou(box_photo, np.array(reference.box_photo)))
+        overlap = float(box_iou(box_photo, np.array(record.truth_photo)))
         miss = None if np.isfinite(overlap) else NOT_FINITE
-        record = SentenceRecord(
-            key=reference.key,
-            ref_id=reference.ref_id,
-            sentence=text,
-            truth_photo=reference.box_photo,
+        return replace(
+            record,
             box_photo=None if miss else tuple(box_photo.tolist()),
             chosen=chosen,
             score=float(answers.scores[row]),
@@ -302,19 +357,6 @@ class _Judge:
             sam_intersection=int(fit.intersection[chosen]),
             sam_union=int(fit.union[chosen]),
             miss=miss,
-        )
-        if answers.masks is None:
-            return record
-        mask_photo = image.letterbox.mask_to_photo(answers.masks[row])
-        if fit.truth is None:
-            return replace(record, mask=rle_encode(mask_photo), miss=miss or NO_TRUTH)
-        intersection, union = map(int, mask_areas(mask_photo, fit.truth))
-        return replace(
-            record,
-            mask=rle_encode(mask_photo),
-            mask_iou=float(iou_of_areas(intersection, union)),
-            intersection=intersection,
-            union=union,
         )
 
     def unanswered(self, reference: Reference, text: str, why: str) -> SentenceRecord:
@@ -330,13 +372,17 @@ class _Judge:
             miss=why,
         )
 
-    def baselines(self, sentences: int) -> dict[str, dict[str, float]]:
-        """Over all sentences of the split, those of skipped images included."""
+    def baselines(self, sentences: int, *, chooses: bool) -> dict[str, dict[str, float]]:
+        """Over all sentences of the split, those of skipped images included.
+
+        chooses: whether the system answers with a candidate, which could then be given SAM's mask.
+        """
         share = 100 / max(1, sentences)
-        right = {name: {"rec_acc50": share * self._right[name]} for name in BASELINES}
+        names = [name for name in BASELINES if chooses or name != "sam_mask_of_box"]
+        right = {name: {"rec_acc50": share * self._right[name]} for name in names}
         if not self._has_masks:
             return right
-        return {name: {**right[name], "res_miou": share * self._mask_iou[name]} for name in BASELINES}
+        return {name: {**right[name], "res_miou": share * self._mask_iou[name]} for name in names}
 
     def _count(self, name: str, fit: Fit, chosen: int | slice, weight: int) -> None:
         """chosen: the candidate that answers, or several, each as likely as the others."""

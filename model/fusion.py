@@ -14,22 +14,81 @@ SLOPE = 0.1
 """Negative slope of every LeakyReLU."""
 
 
-class ConvBlock(nn.Module):
-    """Convolution without bias that keeps the size, BatchNorm, LeakyReLU."""
+class RepeatedNorm(nn.BatchNorm2d):
+    """BatchNorm of a map in which every value stands for `repeats` equal ones.
 
-    def __init__(self, channels_in: int, channels_out: int, kernel: int, dilation: int = 1) -> None:
+    Mean and variance do not see the difference. The running variance is the unbiased one, n / (n - 1) of the batch's,
+    and n counts the repeated values.
+    """
+
+    def __init__(self, channels: int, repeats: int) -> None:
+        super().__init__(channels)
+        self.repeats = repeats
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input: [B, C, H, W]; returns the same shape."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        if not self.training:
+            return super().forward(input)
+        mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+        output = F.batch_norm(input, mean, var, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
+        count = input.numel() // self.num_features
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(var * (self.repeats * (count - 1) / (self.repeats * count - 1)), self.momentum)
+        return output
+
+
+class ConvBlock(nn.Module):
+    """Convolution without bias that keeps the size, BatchNorm, LeakyReLU.
+
+    repeats: how many equal values each one of the map stands for, see RepeatedNorm.
+    """
+
+    def __init__(
+        self, channels_in: int, channels_out: int, kernel: int, dilation: int = 1, *, repeats: int = 1
+    ) -> None:
         super().__init__()
         padding = kernel // 2 * dilation
         self.conv = nn.Conv2d(channels_in, channels_out, kernel, padding=padding, dilation=dilation, bias=False)
-        self.norm = nn.BatchNorm2d(channels_out)
+        self.norm = nn.BatchNorm2d(channels_out) if repeats == 1 else RepeatedNorm(channels_out, repeats)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, channels_in, H, W]; returns [B, channels_out, H, W]."""
-        return F.leaky_relu(self.norm(self.conv(x)), SLOPE, inplace=True)
+        return F.leaky_relu(self.norm(self.convolved(x)), SLOPE, inplace=True)
+
+    def convolved(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class DoublingBlock(ConvBlock):
+    """A block of kernel 3 on a map enlarged twofold (nearest neighbour), computed from the map before it is enlarged.
+
+    Of the nine values under the kernel only four differ, so a transposed convolution with kernel 4 and stride 2, whose
+    weights are sums of the kernel's, gives the same map with 4/9 of the products.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, channels_out, 3)
+
+    def convolved(self, x: Tensor) -> Tensor:
+        """x: [B, channels_in, H, W]; returns [B, channels_out, 2 H, 2 W]."""
+        turned = self.conv.weight.flip(2, 3).transpose(0, 1)
+        once_more = F.pad(turned, (0, 1, 0, 0)) + F.pad(turned, (1, 0, 0, 0))  # along the columns, then the rows
+        summed = F.pad(once_more, (0, 0, 0, 1)) + F.pad(once_more, (0, 0, 1, 0))  # [channels_in, channels_out, 4, 4]
+        return F.conv_transpose2d(x, summed, stride=2, padding=1)
 
 
 def _pair(channels_in: int, channels_out: int) -> nn.Sequential:
     return nn.Sequential(ConvBlock(channels_in, channels_out, 1), ConvBlock(channels_out, channels_out, 3))
+
+
+def _doubling_pair(channels_in: int, channels_out: int) -> nn.Sequential:
+    """What `_pair` makes of a map enlarged twofold, from the map before: its first block's values are there 4 times."""
+    return nn.Sequential(ConvBlock(channels_in, channels_out, 1, repeats=4), DoublingBlock(channels_out, channels_out))
 
 
 class MultiScaleFusion(nn.Module):
@@ -45,8 +104,8 @@ class MultiScaleFusion(nn.Module):
         s8, s16, s32 = channels
         half = width // 2
         merged = {"s8": half + s8, "s16": 2 * half + s16, "s32": half + s32}
-        self.down_to_s16 = _pair(s32, half)
-        self.down_to_s8 = _pair(half + s16, half)
+        self.down_to_s16 = _doubling_pair(s32, half)
+        self.down_to_s8 = _doubling_pair(half + s16, half)
         if "s16" in outputs or "s32" in outputs:
             self.up_to_s16 = _pair(merged["s8"], half)
         if "s32" in outputs:
@@ -55,17 +114,13 @@ class MultiScaleFusion(nn.Module):
 
     def forward(self, s8: Tensor, s16: Tensor, s32: Tensor, outputs: Sequence[str]) -> list[Tensor]:
         """The fused maps of the scales in `outputs`, each [B, width, H, W]; what they do not need is not computed."""
-        merged = {"s16": torch.cat([self.down_to_s16(_double(s32)), s16], dim=1)}
-        merged["s8"] = torch.cat([self.down_to_s8(_double(merged["s16"])), s8], dim=1)
+        merged = {"s16": torch.cat([self.down_to_s16(s32), s16], dim=1)}
+        merged["s8"] = torch.cat([self.down_to_s8(merged["s16"]), s8], dim=1)
         if "s16" in outputs or "s32" in outputs:
             merged["s16"] = torch.cat([self.up_to_s16(F.avg_pool2d(merged["s8"], 2)), merged["s16"]], dim=1)
         if "s32" in outputs:
             merged["s32"] = torch.cat([self.up_to_s32(F.avg_pool2d(merged["s16"], 2)), s32], dim=1)
         return [self.project[scale](merged[scale]) for scale in outputs]
-
-
-def _double(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
 class BankMixer(nn.Module):
@@ -89,22 +144,25 @@ class BankMixer(nn.Module):
             return fused.new_full((len(fused), len(self.project)), 1 / len(self.project))
         return self.router(fused.detach().mean(dim=(2, 3))).softmax(dim=-1)
 
-    def forward(self, fused: Tensor, banks: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, fused: Tensor, banks: Mapping[str, Tensor], then: Tensor | None = None) -> Tensor:
         """The weighted sum of the projected banks: [B, width, H', W'].
 
         fused: [B, width, H, W], decides the weights. banks: [B, C, H', W'] each. Resampling and projection commute
         (weights of the resampling sum to 1), so the caller resamples on the side with fewer numbers: banks before a
         reduction, this result before an enlargement.
+        then: [R, width], a linear map that the sum is to be taken through at each position; the result is
+        [B, R, H', W'] then, and no map of `width` channels is made.
         """
         weights = self.weights(fused)[..., None, None, None].unbind(dim=1)  # n times [B, 1, 1, 1]
         mixed = (
-            weight * _project(linear, banks[bank])
+            weight * _project(linear, banks[bank], then)
             for weight, (bank, linear) in zip(weights, self.project.items(), strict=True)
         )
         return reduce(torch.add, mixed)
 
 
-def _project(linear: nn.Module, x: Tensor) -> Tensor:
-    """A linear layer at each position: [B, C, H, W] to [B, width, H, W]."""
+def _project(linear: nn.Module, x: Tensor, then: Tensor | None) -> Tensor:
+    """A linear layer, and another linear map after it, at each position: [B, C, H, W] to [B, width or R, H, W]."""
     assert isinstance(linear, nn.Linear)
-    return F.conv2d(x, linear.weight[:, :, None, None], linear.bias)
+    weight, bias = (linear.weight, linear.bias) if then is None else (then @ linear.weight, then @ linear.bias)
+    return F.conv2d(x, weight[:, :, None, None], bias)

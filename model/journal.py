@@ -10,23 +10,26 @@ from typing import Any, Self, TypeVar
 from ..shards import faults
 from ..shards.atomic import device_faults, output
 from ..shards.errors import CheckpointError, InputError
+from .events import Events
 from .progress import Watch, fitting
 
 T = TypeVar("T")
 
 
 class Journal:
-    """metrics.jsonl, timing.jsonl and the display.
+    """metrics.jsonl, timing.jsonl, the display, and what TensorBoard reads where that is asked for.
 
     A line of metrics.jsonl is a function of the run's settings and data alone.
     """
 
-    def __init__(self, metrics: Path, timing: Path, watch: Watch, *, epochs: int) -> None:
+    def __init__(self, metrics: Path, timing: Path, watch: Watch, *, epochs: int, events: Events | None = None) -> None:
         self._timing = timing
         self._watch = watch
         self._epochs = epochs
         self._shown: Mapping[str, float] = {}
         self._metrics = metrics
+        self._seconds = self._waited = 0.0
+        self._events = events
         with device_faults(metrics):
             self._file = output(metrics, append=True)
 
@@ -35,6 +38,8 @@ class Journal:
         self._shown = {name: value for name, value in losses.items() if name != "total"}  # the sum: no news
         self._file.write(_line({"epoch": epoch, "step": step, "lr": rate, **losses}))
         self._watch.losses(epoch, self._epochs, self._shown)
+        if self._events:
+            self._events.scalars("train", {"lr": rate, **losses}, step)
 
     def flush(self) -> int:
         """Put metrics.jsonl on the disk; its length in bytes."""
@@ -46,8 +51,12 @@ class Journal:
 
     def epoch(self, epoch: int, timing: Mapping[str, float]) -> None:
         """An epoch is done; timing: as `Clock.stop` gives it."""
+        self._seconds += timing["seconds"]
+        self._waited += timing["seconds"] * timing["waiting_share"]
         with device_faults(self._timing), output(self._timing, append=True) as file:
             file.write(_line({"epoch": epoch, **timing}))
+        if self._events:
+            self._events.scalars("epoch", timing, epoch + 1)
         self._watch.line(
             fitting(
                 f"epoch {epoch + 1}/{self._epochs}",
@@ -58,10 +67,19 @@ class Journal:
             )
         )
 
+    def total(self) -> None:
+        """All epochs are done; how long those since the journal was opened took."""
+        self._watch.line(
+            f"{self._seconds:,.{1 if self._seconds < 10 else 0}f} s of training, "
+            f"{self._waited / self._seconds:.1%} of them waiting for data"
+        )
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._events:
+            self._events.close()
         with device_faults(self._metrics):
             self._file.close()
 

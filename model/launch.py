@@ -22,11 +22,13 @@ import torch.distributed as dist
 
 from ..shards.errors import ConfigError, WeakmcnError
 from .children import Report, received_order, run_ranks
-from .config import ModelConfig, TrainConfig
+from .config import TrainConfig
+from .methods import method_of
 from .ranks import LostRank, Ranks, ToldElsewhere
 from .run import Run, device_of
 from .sampler import check_ranks
-from .train import TrainSettings, train
+from .train import train
+from .train_settings import TrainSettings
 
 PATIENCE_S = 600
 """How long a rank waits for another one's message before it gives up."""
@@ -140,7 +142,11 @@ def serve() -> NoReturn:
     with ExitStack() as stack:
         try:
             settings = TrainSettings(
-                **{**told, "model": ModelConfig(**told["model"]), "train": TrainConfig(**told["train"])}
+                **{
+                    **told,
+                    "model": method_of(told["method"]).settings(**told["model"]),
+                    "train": TrainConfig(**told["train"]),
+                }
             )
             settings = replace(settings, device=rank_device(settings.device, place))
             ranks = stack.enter_context(member(place, settings, Path(order["meeting"])))

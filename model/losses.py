@@ -8,21 +8,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def anchor_contrast(similarity: Tensor, first: int = 0) -> Tensor:
-    """The text's own image against all images of the batch, by their best candidates: a scalar.
+def anchor_contrast(similarity: Tensor, own: Tensor) -> Tensor:
+    """The text's own image against all images of the batch, by their best candidates: a scalar, the mean over texts.
 
-    similarity: [B, B, K], of text b, image a and candidate k; text b belongs to image b. With M the best and N the
-    second best candidate of each pair,
-    L = -1/B sum_b log( exp M_bb / (sum_a exp M_ba + sum_{a != b} exp N_ba) ).
+    similarity: [B, A, K], of text b, image a and candidate k; own: int64 [B], the image that text b belongs to. With M
+    the best and N the second best candidate of each pair, and o the own image,
+    L = -1/B sum_b log( exp M_bo / (sum_a exp M_ba + sum_{a != o} exp N_ba) ).
     One direction only, no temperature; the own image's second best is no negative (quirk 12).
-    first: where the texts are some of the batch (a rank's, [b, B, K]), the image that belongs to the first of them; the
-    mean is theirs.
     """
-    best, second = similarity.topk(2, dim=-1).values.unbind(dim=-1)  # [b, B] each
-    images = torch.arange(best.shape[1], device=best.device)
-    own = images == images[first : first + len(best), None]  # [b, B]
-    logits = torch.cat([best, second.masked_fill(own, -torch.inf)], dim=1)  # [b, 2B]
-    return (logits.logsumexp(dim=1) - best.diagonal(first)).mean()
+    best, second = similarity.topk(2, dim=-1).values.unbind(dim=-1)  # [B, A] each
+    own = own[:, None]
+    is_own = own == torch.arange(best.shape[1], device=best.device)  # [B, A]
+    logits = torch.cat([best, second.masked_fill(is_own, -torch.inf)], dim=1)  # [B, 2A]
+    return (logits.logsumexp(dim=1) - best.gather(1, own).squeeze(1)).mean()
 
 
 def box_bits(boxes: Tensor, side_px: int) -> Tensor:

@@ -1,16 +1,24 @@
 """The systems that can be trained, by name. A new one is a file of its own and a line in `METHODS`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 
 from ..shards.errors import ConfigError
-from . import apl, refclip, weakmcn
+from . import apl, refclip, shatter, tris, tris_segmenter, weakmcn
 from .apl import APL
+from .calibration import TrisLessons
 from .config import COCO_CLASSES, POCKET_CLASSES, ModelConfig, TrainConfig, preset, train_preset
+from .lessons import Lessons, Material
 from .prompts import prompt_words
+from .pseudo_labels import SegmenterLessons
 from .refclip import RefCLIP
+from .shatter import SaG, ShatterConfig
+from .standardise import MeasuredFirst
+from .tris import TRIS, TrisConfig
+from .tris_segmenter import SegmenterConfig, TRISSegmenter
 from .vocabulary import Vocabulary
 from .weakmcn import WeakMCN
 
@@ -20,17 +28,34 @@ class Method:
     """How a system is built and what it reads.
 
     The network it builds answers `losses(batch, epoch, ranks=...)` with a dataclass of scalar tensors, `total` among
-    them, each the rank's share of it, and `predict(batch)` with `Predictions`.
+    them, each the rank's share of it, and `predict(batch)` with `Predictions`, or `MaskPredictions` where it predicts
+    no boxes.
     """
 
-    build: Callable[[ModelConfig, Vocabulary, Tensor | None], nn.Module]
+    build: Callable[[Any, Vocabulary, Tensor | None], nn.Module]
     """(configuration, vocabulary, float32 [rows of the vocabulary, word_dim] or None) -> network."""
-    fields: Callable[[ModelConfig], tuple[str, ...]]
+    fields: Callable[[Any], tuple[str, ...]]
     """The fields of `Batch` it reads, beside `tokens` and `letterbox`, which every batch has."""
     words: Callable[[ModelConfig], tuple[str, ...]] = lambda config: ()
     """The words it says itself, whether or not an expression holds them: a new vocabulary gets those it lacks, last."""
+    bfloat16: bool = False
+    """Whether it keeps what needs it in float32 when the rest of a step is computed in bfloat16 (precision.py)."""
+    late: tuple[str, ...] = ()
+    """Those of its fields that it does not read before epoch `warm_epochs`."""
+    shares_images: bool = True
+    """Whether several expressions of a batch may be about one image (`train.sampling=images`)."""
     masks: bool = True
     """Whether it can predict masks."""
+    boxes: bool = True
+    """Whether it predicts boxes. Where it does not, its masks alone are measured."""
+    settings: type[ModelConfig] = ModelConfig
+    """The class of its configuration."""
+    recipe: Callable[[str], tuple[ModelConfig, TrainConfig]] | None = None
+    """Preset -> sizes and optimisation, where the method has its own."""
+    lessons: Callable[[Material], Lessons] = Lessons
+    """What it learns from beside columns and words."""
+    remarks: Callable[[Any], Sequence[str]] = lambda config: ()
+    """What a reader of its figures must know, a line each."""
 
     def predicts_masks(self, config: ModelConfig) -> bool:
         """Whether it does so under `config`. Where not, its boxes are measured, and SAM's masks of them."""
@@ -39,14 +64,48 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "weakmcn": Method(
-        build=lambda config, vocabulary, words: WeakMCN(config, len(vocabulary), words), fields=weakmcn.fields_of
+        build=lambda config, vocabulary, words: WeakMCN(config, len(vocabulary), words),
+        fields=weakmcn.fields_of,
+        bfloat16=True,
+        late=("masks",),
     ),
     "refclip": Method(
         build=lambda config, vocabulary, words: RefCLIP(config, len(vocabulary), words),
         fields=refclip.fields_of,
+        bfloat16=True,
         masks=False,
     ),
     "apl": Method(build=APL, fields=apl.fields_of, words=prompt_words, masks=False),
+    "tris-c": Method(
+        build=TRIS,
+        fields=tris.fields_of,
+        boxes=False,
+        shares_images=False,
+        settings=TrisConfig,
+        recipe=tris.recipe,
+        lessons=TrisLessons,
+        remarks=tris.remarks,
+    ),
+    "tris-c2": Method(
+        build=TRISSegmenter,
+        fields=tris_segmenter.fields_of,
+        boxes=False,
+        shares_images=False,
+        settings=SegmenterConfig,
+        recipe=tris_segmenter.recipe,
+        lessons=SegmenterLessons,
+        remarks=tris_segmenter.remarks,
+    ),
+    "sag-c": Method(
+        build=SaG,
+        fields=shatter.fields_of,
+        boxes=False,
+        shares_images=False,
+        settings=ShatterConfig,
+        recipe=shatter.recipe,
+        lessons=MeasuredFirst,
+        remarks=shatter.remarks,
+    ),
 }
 
 
@@ -65,7 +124,8 @@ def recipe(method: str, preset_name: str) -> tuple[ModelConfig, TrainConfig]:
     down to 1e-6, 3 epochs of warm-up, seed 123456 and 666666. APL's box head is as wide as the preset's fusion (512)
     and joins after 10 of 25 epochs, a number of ours (its BURN_IN was not published). `pocket` keeps its own recipe.
     """
-    method_of(method)
+    if (own_recipe := method_of(method).recipe) is not None:
+        return own_recipe(preset_name)
     model, train = preset(preset_name), train_preset(preset_name)
     if method == "weakmcn":
         return model, train

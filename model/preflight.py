@@ -69,6 +69,20 @@ def word_vectors(
     return table, table.facts if table else None
 
 
+def first_stage_of(out: Path, named: Path | None) -> tuple[Run | None, Mapping[str, Any]]:
+    """The run that a method of two stages goes on from, and what the run in `out`, if there is one, remembers of it.
+
+    The first is None where none is named and none needed any more: the run in `out` has a checkpoint.
+    """
+    remembered: Mapping[str, Any] = {}
+    if (out / "run.json").exists():
+        remembered = Run.open(out).facts.get("first_stage") or {}
+    begun = any((out / "checkpoints").glob(checkpoint.RECORDS))
+    if named is None and remembered and not begun:
+        named = Path(remembered["run"])
+    return None if named is None else Run.open(named), remembered
+
+
 def odd_settings(method: Method, model: ModelConfig, recipe: TrainConfig, *, has_words: bool) -> list[str]:
     """What the settings do that their owner may not want, a line each."""
     notes = []

@@ -62,9 +62,16 @@ class Ranks:
 
     # Loss terms
 
-    def share(self, mean: Tensor) -> Tensor:
-        """The mean over this rank's expressions as its share of the mean over all."""
-        return mean / self.size if self.together else mean
+    def share(self, mean: Tensor, unequal: int | None = None) -> Tensor:
+        """The mean over this rank's expressions as its share of the mean over all.
+
+        unequal: how many expressions this rank has, where the ranks need not have equally many; they tell each other.
+        """
+        if not self.together:
+            return mean
+        if unequal is None:
+            return mean / self.size
+        return mean * (unequal / self.total(mean.new_tensor(unequal)))
 
     def contrasted(self, candidates: Tensor) -> tuple[Tensor, int]:
         """The images that a text is contrasted with, and which of them is this rank's first.

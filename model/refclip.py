@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ..shards.errors import ConfigError
-from .batch import Batch
+from .batch import Batch, of_owner
 from .config import ModelConfig
 from .fusion import MultiScaleFusion
 from .losses import anchor_contrast
+from .precision import in_full, wide, working_dtype
 from .ranks import ALONE, Ranks
 from .text import text_encoder
 from .weakmcn import Predictions
@@ -64,27 +65,32 @@ class RefCLIP(nn.Module):
         del epoch
         sentences, candidates = self._embed(batch)
         images, first = ranks.contrasted(candidates)
-        det = ranks.share(anchor_contrast(torch.einsum("bd,akd->bak", sentences, images), first))
+        with in_full(images.device):
+            similarity = torch.einsum("bd,akd->bak", sentences, images)  # [B, A, K]
+        contrast = anchor_contrast(similarity, first + batch.own)
+        det = ranks.share(contrast, batch.unequal)
         return RefCLIPLosses(det=det, total=det)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Predictions:
         """The box of each expression; no mask. Call `eval()` first. StoreError if the batch does not fit."""
         sentences, candidates = self._embed(batch)
-        similarity = torch.einsum("bd,bkd->bk", sentences, candidates)
+        similarity = torch.einsum("bd,bkd->bk", sentences, of_owner(candidates, batch.owner))
         chosen = similarity.argmax(dim=1)
-        boxes, scores = candidate_boxes(pick(batch.boxes, chosen))
+        boxes, scores = candidate_boxes(pick(batch.boxes, chosen, batch.own))
         if self.config.clip_boxes_in_eval:
-            boxes = clip_to_photo(boxes, batch.letterbox)
+            boxes = clip_to_photo(boxes, of_owner(batch.letterbox, batch.owner))
         return Predictions(similarity=similarity, chosen=chosen, boxes=boxes, scores=scores, mask_logits=None)
 
     def _embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Sentences [B, D] and candidates [B, K, D] in the space where they are compared."""
+        """Sentences [B, D] and candidates [I, K, D] in the space where they are compared."""
         batch.check(self.config, fields_of(self.config))
-        dtype = self.matcher.visual.weight.dtype
+        dtype = working_dtype(self.matcher.visual.weight)
         maps = (x.to(dtype) for x in (batch.dark_s8, batch.dark_s16, batch.dark_s32) if x is not None)
         (coarse,) = self.fusion(*maps, outputs=("s32",))
-        return self.matcher.sentences(self.text(batch.tokens)), self.matcher.candidates(coarse, batch.cells)
+        with in_full(batch.tokens.device):
+            sentences = self.matcher.sentences(self.text(batch.tokens))
+        return sentences, wide(self.matcher.candidates(coarse, batch.cells))
 
 
 def refuse_banks(config: ModelConfig, name: str) -> None:

@@ -22,6 +22,8 @@ class Reference:
     mask: str | None
     """True mask, COCO run lengths at the photo's size; None where the data set has none."""
     sentences: tuple[str, ...]
+    sent_ids: tuple[int, ...] = ()
+    """Their numbers in the annotation file."""
 
     @property
     def usable(self) -> list[int]:
@@ -59,4 +61,5 @@ def _reference(row: dict) -> Reference:
         box_photo=(x, y, x + width, y + height),
         mask=row["mask"],
         sentences=tuple(row["sentences"]),
+        sent_ids=tuple(row["sent_ids"]),
     )

@@ -6,10 +6,12 @@ columns.json     stage -> stage.json of the columns it is trained on, fingerprin
 checkpoints/     two; see checkpoint.py
 metrics.jsonl    losses by step; the same bytes however often the run was interrupted
 timing.jsonl     what depends on the clock
+eval-*.json      figures of what was measured, sentence by sentence; see results.py
+tensorboard/     the losses again, where they were asked for
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +29,7 @@ from .origin import Origin
 from .vocabulary import Vocabulary
 
 FORMAT = 1
-NOT_COMPARED = ("store", "store_absolute", "version", "words.file")
+NOT_COMPARED = ("store", "store_absolute", "version", "words.file", "first_stage.run")
 """What may differ when a run is continued: it does not change the result."""
 DATA = "samples."
 """How the names of the data's digests begin."""
@@ -93,7 +95,7 @@ class Run:
 
     @property
     def model(self) -> ModelConfig:
-        return _config(ModelConfig, self.facts["model"])
+        return _config(self.method.settings, self.facts["model"])
 
     @property
     def train(self) -> TrainConfig:
@@ -156,7 +158,7 @@ class Run:
             raise CheckpointError(f"{self.path}: no checkpoint was written yet; run its `weakmcn train` command again.")
         net = self.method.build(self.model, self.vocabulary, None)
         checkpoint.load_weights(net, newest, ema=ema)
-        return net.to(device).eval()
+        return placed(net, device).eval()
 
     def require_trained(self) -> None:
         """ConfigError for a converted run: it has no optimiser and no place in an order of training to go on from."""
@@ -171,7 +173,9 @@ class Run:
 
         StoreError if only the data differ, naming what of them: references, captions, vocabulary, photographs.
         """
-        has, asked = _flat(self.facts), _flat(wanted)
+        # A setting that this run is older than has the value it has by itself.
+        full = {**self.facts, "model": asdict(self.model), "train": asdict(self.train)}
+        has, asked = _flat(full), _flat(wanted)
         differing = [name for name in sorted(has.keys() | asked.keys()) if has.get(name) != asked.get(name)]
         for name in differing:
             if name not in NOT_COMPARED and not name.startswith(DATA):
@@ -203,6 +207,11 @@ class Run:
                     f"{self.path}: trained on {stage}-{made_from['fingerprint'][:8]}, {has} ({store.path}); "
                     "pass the store it was trained on (--shards) or train again in a new folder."
                 )
+
+
+def placed(net: nn.Module, device: torch.device | str) -> nn.Module:
+    """The network on a device, the kernels of its convolutions laid out channels last, which they compute faster in."""
+    return net.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def device_of(name: str) -> torch.device:

@@ -5,16 +5,21 @@ Nothing here depends on the number of ranks, threads or earlier epochs, so the w
 by seed and epoch.
 
 Two references of one image never meet in a batch: each would be a false negative of the other in the contrastive loss.
+Or all of them do (`epoch_image_batches`), and are no negatives of each other: then an image is read once an epoch.
 """
 
 import hashlib
+import heapq
 from collections import Counter, deque
 from collections.abc import Sequence
+from itertools import groupby
+from typing import TypeVar
 
 import numpy as np
 
 from ..shards.errors import ConfigError
 
+T = TypeVar("T")
 Draw = tuple[int, int]
 """(index of a reference, index of one of its sentences)."""
 
@@ -75,13 +80,85 @@ def epoch_batches(
     return batches
 
 
-def share_of(batch: Sequence[Draw], rank: int, ranks: int) -> Sequence[Draw]:
+def images_in_batch(images: Sequence, batch: int) -> int:
+    """How many images have `batch` references on average, at least two; ConfigError if there are not so many.
+
+    images: the image of each reference, in any hashable form.
+    """
+    count = len(set(images))
+    wanted = max(2, round(batch * count / len(images)))
+    if count < wanted:
+        raise ConfigError(
+            f"batch={batch} takes {wanted} images, the training references have {count}; lower the batch."
+        )
+    return wanted
+
+
+def image_steps_per_epoch(images: Sequence, batch: int) -> int:
+    """Full batches that an epoch of `epoch_image_batches` holds; ConfigError if not even one fits."""
+    return len(set(images)) // images_in_batch(images, batch)
+
+
+def epoch_image_batches(
+    images: Sequence, sentences: Sequence[Sequence[int]], *, seed: int, epoch: int, batch: int
+) -> list[list[Draw]]:
+    """The batches of one epoch, each of `images_in_batch` images with their references, those of one together.
+
+    Arguments as for `epoch_batches`. Every image with a usable reference comes at most once, and once unless it is in
+    the remainder that fills no batch; each of its references with one sentence, drawn uniformly.
+
+    All batches have equally many references, because kernels are made for a size: images go, those with most references
+    first and else at random, to the batch that has fewest yet. What a batch then has too many is left out, at random,
+    though never all of an image.
+    """
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch])))
+    usable = [index for index, choices in enumerate(sentences) if len(choices)]
+    places = rng.integers([len(sentences[index]) for index in usable])
+    draws: dict = {}
+    for index, place in zip(usable, places, strict=True):
+        draws.setdefault(images[index], []).append((index, int(sentences[index][place])))
+    having = [images[index] for index in usable]
+    steps, size = image_steps_per_epoch(having, batch), images_in_batch(having, batch)
+    groups = list(draws.values())
+    chosen = [groups[place] for place in rng.permutation(len(groups))[: steps * size]]
+    filling = [(0, int(turn), []) for turn in rng.permutation(steps)]  # references, order among equals, images
+    heapq.heapify(filling)
+    full: list[list[list[Draw]]] = []
+    for group in sorted(chosen, key=len, reverse=True):
+        count, turn, members = heapq.heappop(filling)
+        members.append(group)
+        if len(members) < size:
+            heapq.heappush(filling, (count + len(group), turn, members))
+        else:
+            full.append(members)
+    fewest = min(sum(map(len, members)) for members in full)
+    batches = []
+    for place in rng.permutation(steps):
+        members = full[place]
+        spare = [draw for group in members for draw in group[1:]]
+        surplus = sum(map(len, members)) - fewest
+        dropped = {spare[index] for index in rng.permutation(len(spare))[:surplus]}
+        order = rng.permutation(size)
+        batches.append([draw for index in order for draw in members[index] if draw not in dropped])
+    return batches
+
+
+def share_of(batch: Sequence[T], rank: int, ranks: int) -> Sequence[T]:
     """The draws of one rank; the shares of all, one after the other, are the batch.
 
     ranks: how many there are; `check_ranks` says whether the batch can be dealt out to them.
     """
     size = len(batch) // ranks
     return batch[rank * size : (rank + 1) * size]
+
+
+def image_share_of(batch: Sequence[Draw], images: Sequence, rank: int, ranks: int) -> Sequence[Draw]:
+    """The draws of one rank where batches are of images: those of an equal part of the images.
+
+    images: the image of each reference.
+    """
+    groups = [list(group) for _, group in groupby(batch, key=lambda draw: images[draw[0]])]
+    return [draw for group in share_of(groups, rank, ranks) for draw in group]
 
 
 def check_ranks(batch: int, ranks: int, *, own_negatives: bool = False) -> None:

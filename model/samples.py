@@ -8,8 +8,20 @@ import numpy as np
 
 from ..shards.fingerprint import fingerprint
 from ..shards.store import Store
+from .config import TrainConfig
+from .ranks import Ranks
 from .references import Reference, references_of, sentences_in_row_order
-from .sampler import steps_per_epoch, strangers
+from .sampler import (
+    Draw,
+    epoch_batches,
+    epoch_image_batches,
+    image_share_of,
+    image_steps_per_epoch,
+    images_in_batch,
+    share_of,
+    steps_per_epoch,
+    strangers,
+)
 from .vocabulary import Vocabulary, words_of
 
 
@@ -24,15 +36,33 @@ class Samples:
     """For each reference int64 [sentences, T]."""
     usable: list[list[int]]
     """For each reference the sentences that have words, at least one."""
+    sentences: list[tuple[str, ...]]
+    """For each reference all of them as they are written."""
     vocabulary: Vocabulary
     digests: dict[str, str]
     """Of all of the above and of the photographs, by what it is, in words for the user."""
     notes: list[str]
     """What was left out or cut, and how much: one line each, for the user."""
 
-    def steps(self, batch: int) -> int:
+    def steps(self, config: TrainConfig) -> int:
         """Steps of an epoch; ConfigError if no batch of that size can be filled."""
-        return steps_per_epoch(self.keys, batch)
+        count = image_steps_per_epoch if config.sampling == "images" else steps_per_epoch
+        return count(self.keys, config.batch)
+
+    def contrasted(self, config: TrainConfig) -> int:
+        """Images in a batch."""
+        return images_in_batch(self.keys, config.batch) if config.sampling == "images" else config.batch
+
+    def batches(self, config: TrainConfig, epoch: int) -> list[list[Draw]]:
+        """The order of an epoch."""
+        order = epoch_image_batches if config.sampling == "images" else epoch_batches
+        return order(self.keys, self.usable, seed=config.seed, epoch=epoch, batch=config.batch)
+
+    def share(self, drawn: Sequence[Draw], config: TrainConfig, ranks: Ranks) -> Sequence[Draw]:
+        """This rank's part of a batch."""
+        if config.sampling == "images":
+            return image_share_of(drawn, self.keys, ranks.rank, ranks.size)
+        return share_of(drawn, ranks.rank, ranks.size)
 
 
 def training_samples(
@@ -65,6 +95,7 @@ def training_samples(
         ref_ids=ref_ids,
         tokens=[np.stack([vocabulary.ids(text, max_tokens) for text in speaker.sentences]) for speaker in speakers],
         usable=[speaker.usable for speaker in speakers],
+        sentences=[speaker.sentences for speaker in speakers],
         vocabulary=vocabulary,
         digests={
             "references": fingerprint([ref_ids, keys]),

@@ -11,11 +11,14 @@ from .config import TrainConfig
 
 
 def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
-    """The rate of step `step` (from 0): linear from warmup_lr, after warmup_epochs a cosine down to min_lr."""
-    warm = config.warmup_epochs * steps_per_epoch
+    """The rate of step `step` (from 0): linear from warmup_lr, after the warm-up by `schedule` down to min_lr."""
+    warm = config.warmup_epochs * steps_per_epoch + config.warmup_steps
     if step < warm:
         return config.warmup_lr + step * (config.lr - config.warmup_lr) / warm
-    turn = math.pi * (step - warm) / (config.epochs * steps_per_epoch - warm)
+    falling = config.epochs * steps_per_epoch - warm
+    if config.schedule == "poly":
+        return config.min_lr + (config.lr - config.min_lr) * (1 - (step - warm) / falling) ** config.poly_power
+    turn = math.pi * (step - warm) / falling
     return config.min_lr + (config.lr - config.min_lr) / 2 * (1 + math.cos(turn))
 
 

@@ -43,8 +43,12 @@ class TrainState:
     def start(cls, net: nn.Module, config: TrainConfig) -> "TrainState":
         """Before the first step. net: on its device."""
         weights = [weight for weight in net.parameters() if weight.requires_grad]
-        betas = (config.betas[0], config.betas[1])
-        optimiser = torch.optim.Adam(weights, lr=config.warmup_lr, betas=betas, eps=config.eps, fused=True)
+        common: dict[str, Any] = {"betas": (config.betas[0], config.betas[1]), "eps": config.eps, "fused": True}
+        if config.optimiser == "adamw":
+            decay = config.weight_decay
+            optimiser = torch.optim.AdamW(weights, lr=config.warmup_lr, weight_decay=decay, **common)
+        else:
+            optimiser = torch.optim.Adam(weights, lr=config.warmup_lr, **common)
         return cls(net, optimiser, MovingAverage(net, config.ema_decay))
 
     @property
@@ -129,7 +133,11 @@ class TrainState:
         moments = {part: under(f"adam/{part}/", saved.tensors) for part in ADAM}
         for name, weight in self.net.named_parameters():
             if name in moments["step"]:  # a part that had no gradient yet has no moments either
-                self.optimiser.state[weight] = {part: moments[part][name].to(self.device) for part in ADAM}
+                saved_moments = {part: moments[part][name] for part in ADAM}
+                self.optimiser.state[weight] = {  # laid out as the weight is, or the fused step would not take them
+                    part: torch.empty_like(weight).copy_(moment) if moment.ndim else moment.to(self.device)
+                    for part, moment in saved_moments.items()
+                }
         self.window = {name: total.to(self.device) for name, total in under("window/", saved.tensors).items()}
         self.window_steps = saved.position.window_steps
         self.epoch, self.batch, self.step = saved.position.epoch, saved.position.batch, saved.position.step

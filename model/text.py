@@ -133,11 +133,15 @@ class TextEncoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens: int64 [B, L]; returns [B, D]."""
+        return self.pool(self.states(tokens), tokens == PAD)
+
+    def states(self, tokens: Tensor) -> Tensor:
+        """What is known of every word before the pooling; of a pad, nothing of use. int64 [B, L] to [B, L, D]."""
         pads = tokens == PAD
         x, _ = self.gru(self.words(tokens))  # [B, L, D]
         for block in self.blocks:
             x = block(x, pads)
-        return self.pool(x, pads)
+        return x
 
 
 def text_encoder(config: ModelConfig, vocabulary_size: int, words: Tensor | None) -> TextEncoder:

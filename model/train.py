@@ -11,11 +11,11 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,25 +23,29 @@ from torch import nn
 
 from ..shards import faults
 from ..shards.atomic import sweep, write_json
-from ..shards.errors import ConfigError, WeakmcnError
+from ..shards.errors import WeakmcnError
 from ..shards.lock import only_writer, refuse_if_held
 from ..shards.store import Store
 from . import checkpoint
 from .batch import Batch
-from .config import ModelConfig, TrainConfig
+from .config import TrainConfig
+from .events import FOLDER, Events, require_tensorboard
 from .interrupts import Interrupted, stop_requests
 from .journal import Clock, Journal, cut_to
-from .loader import Loader, RamFeatures, ahead, columns_of
+from .lessons import Lessons, Material
+from .loader import Loader, ahead, columns_of
 from .methods import method_of
-from .preflight import check_canvas, check_folder, next_step, odd_settings, word_vectors
+from .precision import computing_in, settled
+from .preflight import check_canvas, check_folder, first_stage_of, next_step, odd_settings, word_vectors
 from .progress import Watch, tell
 from .ranks import ALONE, Ranks, RanksDiffer, bits
-from .references import FIRST_SPLIT
-from .run import FORMAT, Run, device_of
-from .sampler import Draw, check_ranks, epoch_batches, order_digest, share_of
+from .residence import choose
+from .run import FORMAT, Run, device_of, placed
+from .sampler import Draw, check_ranks, order_digest
 from .samples import Samples, training_samples
 from .schedule import learning_rate
 from .state import TrainState
+from .train_settings import TrainSettings
 from .whole_batch import whole_batch
 from .words import WordTable
 
@@ -49,65 +53,33 @@ Named = list[tuple[int, str]]
 """Of each reference of a batch: its id, and the key of its image."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """One run: what is trained, on what, and where it is kept."""
-
-    store: Path
-    dataset: str
-    out: Path
-    """The run folder; made if absent, continued if it holds this run."""
-    model: ModelConfig
-    train: TrainConfig
-    method: str = "weakmcn"
-    words: Path | None = None
-    """A file of word vectors, see words.py; None draws them at random. A run that goes on has them already."""
-    split: str = FIRST_SPLIT
-    shuffle_captions: bool = False
-    """Control experiment: every reference gets the captions of another image's, so that they say nothing about it."""
-    features: Literal["disk", "ram"] = "disk"
-    """Where a step's columns come from: the store's files, or memory, filled once at the start."""
-    device: str = "auto"
-    """A torch device; "auto" is the GPU where there is one."""
-    negatives: Literal["gathered", "local"] = "gathered"
-    """On several ranks, whether a text is contrasted with the images of the whole batch or of its rank alone."""
-    checkpoint_minutes: float = 10
-    """Between two checkpoints inside an epoch; every epoch ends with one anyway."""
-    log_steps: int = 20
-    """Steps averaged in one line of metrics.jsonl."""
-
-    def __post_init__(self) -> None:
-        for name in ("store", "out", "words"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else Path(value))
-        method_of(self.method)
-        if self.features not in ("disk", "ram"):
-            raise ConfigError(f"features={self.features!r} is not known; choose disk or ram.")
-        if self.negatives not in ("gathered", "local"):
-            raise ConfigError(f"negatives={self.negatives!r} is not known; choose gathered or local.")
-        if self.log_steps < 1:
-            raise ConfigError(f"log_steps={self.log_steps} must be at least 1.")
-
-
 class NotFinite(WeakmcnError):  # noqa: N818 - says what was found
     """A loss, a gradient or a weight is NaN or infinite."""
 
 
 def train_epoch(
-    state: TrainState, batches: Iterable[tuple[Batch, Named]], config: TrainConfig, steps: int, ranks: Ranks = ALONE
+    state: TrainState,
+    batches: Iterable[tuple[Batch, Named]],
+    config: TrainConfig,
+    steps: int,
+    ranks: Ranks = ALONE,
+    *,
+    precision: str = "float32",
 ) -> Iterator[None]:
     """What is left of an epoch; hands over after every step.
 
     batches: each with what it was made of; a rank has its part of the batch, and the names of all. steps: of a whole
     epoch. NotFinite, the state as before the step, where a loss or the norm of its gradient is not finite; all ranks
-    see the same sums, so they take the step together or not at all. float32 throughout (quirk 26).
+    see the same sums, so they take the step together or not at all. precision: see precision.py; the released loop's
+    half precision does not run (quirk 26).
     """
     state.net.train()
     for batch, named in batches:
         faults.point("step", str(state.step))
         state.remember()
         ranks.draw_anew(config.seed, state.step)
-        losses = state.net.losses(batch, state.epoch, ranks=ranks)  # pyright: ignore[reportCallIssue]
+        with computing_in(precision, state.device):
+            losses = state.net.losses(batch, state.epoch, ranks=ranks)  # pyright: ignore[reportCallIssue]
         state.optimiser.zero_grad(set_to_none=True)
         losses.total.backward()
         losses = ranks.sum_step(state.weights, losses)
@@ -140,6 +112,8 @@ def train(
     another one ended without a word.
     """
     with ranks.all_or_none():
+        if settings.tensorboard:
+            require_tensorboard()
         check_folder(settings.out)
         refuse_if_held(settings.out)
         check_ranks(settings.train.batch, ranks.size, own_negatives=settings.negatives == "local")
@@ -158,19 +132,38 @@ def train(
             shuffle_seed=settings.train.seed if settings.shuffle_captions else None,
         )
         device = device_of(settings.device)
-        loader = Loader(store, needs, device=device)
+        loader = Loader(store, needs, device=device, keys=samples.keys, reuse=True)
         # Before anything is written: have the columns the network's sizes, is a batch filled, is there a vector?
         loader.batch(samples.keys[:1], samples.tokens[0][:1]).check(settings.model, needs)
-        samples.steps(settings.train.batch)
+        samples.steps(settings.train)
+        if settings.train.sampling == "images":
+            check_ranks(samples.contrasted(settings.train), ranks.size, own_negatives=settings.negatives == "local")
+        residence = choose(settings.features, loader.reader, samples.keys, device, ranks=ranks.size)
+        first_stage, remembered = first_stage_of(settings.out, settings.first_stage)
+        lessons = method.lessons(
+            Material(
+                store=store,
+                samples=samples,
+                model=settings.model,
+                dataset=settings.dataset,
+                split=settings.split,
+                out=settings.out,
+                seed=settings.train.seed,
+                device=device,
+                first_stage=first_stage,
+                remembered=remembered,
+            )
+        )
         table, words = word_vectors(settings.out, settings.words, samples.vocabulary, settings.model.word_dim)
     with ExitStack() as held:
         with ranks.in_turn():
             if ranks.first:
                 held.enter_context(only_writer(settings.out, "weakmcn train"))
-                run = _open_run(settings, ranks, store, samples, stages, words)
+                run = _open_run(settings, ranks, device, store, samples, stages, words, lessons)
             else:
                 run = Run.open(settings.out)
-            state, log_bytes = _state_of(run, device, table, ranks)
+            lessons.ready()
+            state, log_bytes = _state_of(run, device, table, ranks, lessons)
         if state.epoch >= settings.train.epochs:
             if ranks.first:
                 tell(f"{run.path}: all {state.epoch} epochs are done. {next_step(run.path)}")
@@ -179,12 +172,11 @@ def train(
             if ranks.first:
                 covered = [table.summary] if table else []
                 odd = odd_settings(method, settings.model, settings.train, has_words=words is not None)
-                for note in (*notes, *samples.notes, *covered, *odd):
+                for note in (*notes, *samples.notes, *covered, *odd, str(residence)):
                     tell(note)
                 cut_to(run.metrics, log_bytes)
-            if settings.features == "ram":
-                loader.features = RamFeatures(loader.features, samples.keys)
-        _train(run, settings, ranks, state, samples, loader, after_step)
+            loader.features = residence.features(loader.reader, samples.keys, device)
+        _train(run, settings, ranks, state, samples, loader, lessons, after_step)
     return run
 
 
@@ -195,27 +187,34 @@ def _train(
     state: TrainState,
     samples: Samples,
     loader: Loader,
+    lessons: Lessons,
     after_step: Callable[[TrainState], None] | None,
 ) -> None:
     """All steps that are left, with what surrounds them: journal, checkpoints, signals."""
-    config, steps = settings.train, samples.steps(settings.train.batch)
+    config, steps, method = settings.train, samples.steps(settings.train), method_of(settings.method)
     pause = 60 * settings.checkpoint_minutes
     saved_at = time.monotonic()
     metrics, timing = (run.metrics, run.timing) if ranks.first else (Path(os.devnull), Path(os.devnull))
+    events = Events(run.path / FOLDER, step=state.step) if settings.tensorboard and ranks.first else None
     with (
         Watch(steps=steps * config.epochs, done=state.step, batch=config.batch, quiet=not ranks.first) as watch,
-        Journal(metrics, timing, watch, epochs=config.epochs) as journal,
+        Journal(metrics, timing, watch, epochs=config.epochs, events=events) as journal,
         ranks.one_voice(NotFinite, Interrupted, RanksDiffer),
         _kept(run, settings, ranks, state, journal),
         stop_requests(lambda: watch.line("Stopping: this step is finished and saved first.")) as stop,
     ):
         while (epoch := state.epoch) < config.epochs:
-            clock, first = Clock(), state.step
-            draws = epoch_batches(samples.keys, samples.usable, seed=config.seed, epoch=epoch, batch=config.batch)
+            clock, first = Clock(), state.batch
+            draws = samples.batches(config, epoch)
+            fields = method.fields(settings.model)
+            if epoch < settings.model.warm_epochs:
+                fields = tuple(field for field in fields if field not in method.late)
             if ranks.together:
                 _check_ranks_agree(f"{run.path}: epoch {epoch + 1}", ranks, state, draws)
-            batches = clock.waiting_for(ahead(partial(_batch, loader, samples, ranks), draws[state.batch :]))
-            for _ in train_epoch(state, batches, config, steps, ranks):
+            batches = clock.waiting_for(
+                ahead(partial(_batch, loader, samples, ranks, config, fields, lessons, epoch), draws[state.batch :])
+            )
+            for _ in train_epoch(state, batches, config, steps, ranks, precision=run.facts["precision"]):
                 if after_step:
                     after_step(state)
                 watch.step()
@@ -233,7 +232,8 @@ def _train(
                         "run the same command again to go on.",
                         signal_number,
                     )
-            journal.epoch(epoch, clock.stop(references=(state.step - first) * config.batch))
+            journal.epoch(epoch, clock.stop(references=sum(map(len, draws[first:]))))
+        journal.total()
 
 
 def _check_ranks_agree(where: str, ranks: Ranks, state: TrainState, draws: Sequence[Sequence[Draw]]) -> None:
@@ -273,21 +273,37 @@ def _kept(run: Run, settings: TrainSettings, ranks: Ranks, state: TrainState, jo
         ) from None
 
 
-def _batch(loader: Loader, samples: Samples, ranks: Ranks, drawn: Sequence[Draw]) -> tuple[Batch, Named]:
+def _batch(
+    loader: Loader,
+    samples: Samples,
+    ranks: Ranks,
+    config: TrainConfig,
+    fields: Sequence[str],
+    lessons: Lessons,
+    epoch: int,
+    drawn: Sequence[Draw],
+) -> tuple[Batch, Named]:
     """This rank's share of the drawn batch, and what the whole of it was made of."""
-    own = share_of(drawn, ranks.rank, ranks.size)
+    own = samples.share(drawn, config, ranks)
     tokens = np.stack([samples.tokens[reference][sentence] for reference, sentence in own])
     keys = [samples.keys[reference] for reference, _ in own]
-    return loader.batch(keys, tokens), [(samples.ref_ids[reference], samples.keys[reference]) for reference, _ in drawn]
+    named = [(samples.ref_ids[reference], samples.keys[reference]) for reference, _ in drawn]
+    if config.sampling == "references":
+        return replace(loader.batch(keys, tokens, fields), **lessons.of(own, epoch)), named
+    images = list(dict.fromkeys(keys))
+    place = {key: index for index, key in enumerate(images)}
+    return loader.batch(images, tokens, fields, owner=np.array([place[key] for key in keys])), named
 
 
 def _open_run(
     settings: TrainSettings,
     ranks: Ranks,
+    device: torch.device,
     store: Store,
     samples: Samples,
     stages: Sequence[str],
     words: Mapping[str, Any] | None,
+    lessons: Lessons,
 ) -> Run:
     """The run in `settings.out`, made now or found; ConfigError or StoreError if what is found is another run."""
     facts = {
@@ -300,10 +316,12 @@ def _open_run(
         "split": settings.split,
         "shuffle_captions": settings.shuffle_captions,
         "log_steps": settings.log_steps,
+        "precision": settled(settings.precision, device) if method_of(settings.method).bfloat16 else "float32",
         "store": str(settings.store),
         "store_absolute": str(settings.store.absolute()),
         "samples": samples.digests,
         "words": words,
+        **lessons.facts,
     }
     if settings.negatives == "local" and ranks.together:  # then, and only then, their number changes the loss
         facts["negatives"] = f"local, {ranks.size} ranks"
@@ -321,13 +339,17 @@ def _open_run(
     return Run.open(out)
 
 
-def _state_of(run: Run, device: torch.device, table: WordTable | None, ranks: Ranks) -> tuple[TrainState, int]:
+def _state_of(
+    run: Run, device: torch.device, table: WordTable | None, ranks: Ranks, lessons: Lessons
+) -> tuple[TrainState, int]:
     """The state to go on from, and the length that metrics.jsonl had then; a damaged newest checkpoint is told."""
     torch.manual_seed(run.train.seed)
     vectors = table.vectors if table else None
-    net = whole_batch(run.method.build(run.model, run.vocabulary, vectors), ranks)
-    state = TrainState.start(net.to(device), run.train)
+    net = placed(whole_batch(run.method.build(run.model, run.vocabulary, vectors), ranks), device)
     newest, faults = checkpoint.newest(run.checkpoints)
+    if newest is None:
+        lessons.begin(net)
+    state = TrainState.start(net, run.train)
     if newest is None:
         return state, 0
     if ranks.first:

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import losses as terms
-from .batch import Batch
+from .batch import Batch, of_owner
 from .config import ModelConfig
 from .fusion import BankMixer, MultiScaleFusion
+from .precision import in_full, wide, working_dtype
 from .ranks import ALONE, Ranks
 from .text import text_encoder
 from .wrec import Matcher, candidate_boxes, clip_to_photo, pick, position_embedding
@@ -111,21 +112,23 @@ class WeakMCN(nn.Module):
         warm = epoch < self.config.warm_epochs
         with_masks = self.config.wres and (parts or not warm)
         batch.check(self.config, self._needs(masks=with_masks))
-        text = self.text(batch.tokens)  # [B, D]
+        text, sentences = self._said(batch)
         coarse, *finer = self._fuse(batch, self._scales(with_masks))
         coarse, candidates = self._candidates(coarse, batch)
         images, first = ranks.contrasted(candidates)
-        similarity = torch.einsum("bd,akd->bak", self.matcher.sentences(text), images)  # [B, B, K]
-        det = ranks.share(terms.anchor_contrast(similarity, first))
+        own = first + batch.own
+        with in_full(images.device):
+            similarity = torch.einsum("bd,akd->bak", sentences, images)  # [B, A, K]
+        det = ranks.share(terms.anchor_contrast(similarity, own), batch.unequal)
         if not with_masks:
             nothing = torch.zeros_like(det)
             return Losses(det=det, mask=nothing, scl=nothing, total=det)
 
         fine, middle = finer
         logits = self._mask_logits(fine, middle, coarse, text, batch)
-        chosen = similarity.detach().diagonal(first).argmax(dim=0)  # [B]; the diagonal is [K, B]
+        chosen = pick(similarity.detach(), own).argmax(dim=1)  # [B], of the text's own image
         mask, scl = self._mask_terms(logits, chosen, batch, epoch)
-        scl = ranks.share(scl)
+        scl = ranks.share(scl, batch.unequal)
         return Losses(det=det, mask=mask, scl=scl, total=det if warm else det + mask + scl)
 
     @torch.no_grad()
@@ -135,14 +138,14 @@ class WeakMCN(nn.Module):
         Raises `StoreError` if the batch does not fit the configuration.
         """
         batch.check(self.config, self._needs(masks=False))
-        text = self.text(batch.tokens)
+        text, sentences = self._said(batch)
         coarse, *finer = self._fuse(batch, self._scales(self.config.wres))
         coarse, candidates = self._candidates(coarse, batch)
-        similarity = torch.einsum("bd,bkd->bk", self.matcher.sentences(text), candidates)
+        similarity = torch.einsum("bd,bkd->bk", sentences, of_owner(candidates, batch.owner))
         chosen = similarity.argmax(dim=1)
-        boxes, scores = candidate_boxes(pick(batch.boxes, chosen))
+        boxes, scores = candidate_boxes(pick(batch.boxes, chosen, batch.own))
         if self.config.clip_boxes_in_eval:
-            boxes = clip_to_photo(boxes, batch.letterbox)
+            boxes = clip_to_photo(boxes, of_owner(batch.letterbox, batch.owner))
         return Predictions(
             similarity=similarity,
             chosen=chosen,
@@ -159,9 +162,15 @@ class WeakMCN(nn.Module):
     def _needs(self, *, masks: bool) -> tuple[str, ...]:
         return tuple(field for field in fields_of(self.config) if masks or field != "masks")
 
+    def _said(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The sentences as the mask head takes them, and in the space of the candidates: [B, D] each."""
+        with in_full(batch.tokens.device):
+            text = self.text(batch.tokens)
+            return text, self.matcher.sentences(text)
+
     def _cast(self, x: Tensor | None) -> Tensor:
         assert x is not None  # the batch was checked
-        return x.to(self.matcher.visual.weight.dtype)
+        return x.to(working_dtype(self.matcher.visual.weight))
 
     def _banks(self, batch: Batch) -> dict[str, Tensor]:
         return {bank: self._cast(getattr(batch, bank)) for bank in self.config.banks}
@@ -176,25 +185,29 @@ class WeakMCN(nn.Module):
             pooled = {bank: F.avg_pool2d(x, 2) for bank, x in self._banks(batch).items()}
             coarse = coarse + self.rec_banks(coarse, pooled)
         position = position_embedding(batch.boxes, self.config.side_px, self.config.text_dim)
-        return coarse, self.matcher.candidates(coarse, batch.cells) + self._cast(position)
+        seen = self.matcher.candidates(coarse, batch.cells)
+        return coarse, wide(seen) + position.to(self.matcher.visual.weight.dtype)
 
     def _mask_logits(self, fine: Tensor, middle: Tensor, coarse: Tensor, text: Tensor, batch: Batch) -> Tensor:
         """fine, middle: fused maps of stride 8 and 16; coarse: that of stride 32 with its banks; returns [B, S, S].
 
-        Only the outer two scales are enhanced; the middle one goes in as it is.
+        Only the outer two scales are enhanced; the middle one goes in as it is. What the banks add to the finest one is
+        taken through the head's first convolution before it is enlarged, where it has a quarter of the cells and fewer
+        channels.
         """
-        if self.res_banks is not None:
-            mixed = self.res_banks(fine, self._banks(batch))
-            fine = fine + F.interpolate(mixed, scale_factor=2, mode="bilinear", align_corners=False)
         assert self.mask_head is not None  # nothing else asks
-        return self.mask_head(fine, middle, coarse, text)
+        added = None
+        if self.res_banks is not None:
+            mixed = self.res_banks(fine, self._banks(batch), then=self.mask_head.first_weight)
+            added = F.interpolate(mixed, scale_factor=2, mode="bilinear", align_corners=False)
+        return self.mask_head(fine, middle, coarse, text, owner=batch.owner, added=added)
 
     def _mask_terms(self, logits: Tensor, chosen: Tensor, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
         """Cross-entropy with the chosen candidates' pseudo masks, and the projection loss on their clipped boxes."""
         assert batch.masks is not None
-        target = terms.unpack_bits(pick(batch.masks, chosen))
-        boxes, _ = candidate_boxes(pick(batch.boxes, chosen))
-        box = terms.box_bits(clip_to_photo(boxes, batch.letterbox), self.config.side_px)
+        target = terms.unpack_bits(pick(batch.masks, chosen, batch.own))
+        boxes, _ = candidate_boxes(pick(batch.boxes, chosen, batch.own))
+        box = terms.box_bits(clip_to_photo(boxes, of_owner(batch.letterbox, batch.owner)), self.config.side_px)
         bce = terms.mask_bce(logits, target)  # [B]
         if self.config.isl and epoch >= self.config.isl_start_epoch:
             bce = bce * terms.agreement(logits, box, self.config.isl_threshold)

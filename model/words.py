@@ -109,6 +109,26 @@ def read_words(path: Path, vocabulary: Vocabulary, dim: int) -> WordTable:
     return WordTable(path=path, sha256=digest, vectors=torch.from_numpy(vectors), missing=missing)
 
 
+def read_captions(path: Path, captions: Sequence[str], dim: int) -> tuple[dict[str, Tensor], str]:
+    """The vector, float32 [dim], of every caption, and the file's SHA-256.
+
+    The file is a .safetensors table as `write_words` makes it, with whole captions for words, as they are written in
+    the annotations. ConfigError as `read_words` raises it, and naming a caption that has no vector.
+    """
+    path = Path(path)
+    rows = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
+    vectors = np.zeros((len(rows), dim), np.float32)
+    with _faults_told(path):
+        digest = file_sha256(path)
+        found = _from_safetensors(path, rows, vectors)
+    if missing := [caption for caption, row in rows.items() if row not in found]:
+        raise ConfigError(
+            f"{path}: {len(missing):,} of {len(rows):,} captions have no vector, {missing[0]!r} for instance; "
+            "weakmcn.model.words.write_words writes such a table."
+        )
+    return {caption: torch.from_numpy(vectors[row]) for caption, row in rows.items()}, digest
+
+
 def write_words(path: Path, words: Sequence[str], vectors: Tensor) -> None:
     """Write a .safetensors table that `read_words` reads; vectors: floating point [len(words), D]."""
     if vectors.ndim != 2 or len(vectors) != len(words) or not vectors.is_floating_point():

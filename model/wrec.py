@@ -27,9 +27,12 @@ def candidate_boxes(boxes: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([x0, y0, x0 + width, y0 + height], dim=-1), objectness
 
 
-def pick(values: Tensor, chosen: Tensor) -> Tensor:
-    """What belongs to the chosen candidate. values: [B, K, ...]; chosen: int64 [B]; returns [B, ...]."""
-    return values[torch.arange(len(chosen), device=chosen.device), chosen]
+def pick(values: Tensor, chosen: Tensor, own: Tensor | None = None) -> Tensor:
+    """What belongs to the chosen candidate of each expression: [B, ...].
+
+    values: [I, K, ...], of I images; chosen: int64 [B]; own: int64 [B], the image of each, None: one each.
+    """
+    return values[torch.arange(len(chosen), device=chosen.device) if own is None else own, chosen]
 
 
 def clip_to_photo(boxes: Tensor, letterbox: Tensor) -> Tensor:

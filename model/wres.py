@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .batch import of_owner
 from .fusion import SLOPE, ConvBlock, MultiScaleFusion
+from .precision import wide
 
 
 class Modulation(nn.Module):
@@ -29,9 +31,17 @@ class Modulation(nn.Module):
         self.textual_norm = nn.BatchNorm2d(width)
         self.norm = nn.BatchNorm2d(width)
 
-    def forward(self, visual: Tensor, text: Tensor) -> Tensor:
-        """visual: [B, C, H, W]; text: [B, D]; returns [B, R, H, W]."""
-        seen = F.leaky_relu(self.visual_norm(self.visual(visual)), SLOPE, inplace=True)
+    def forward(
+        self, visual: Tensor, text: Tensor, *, owner: Tensor | None = None, added: Tensor | None = None
+    ) -> Tensor:
+        """The map of each sentence: [B, R, H, W].
+
+        visual: [I, C, H, W], of I images; text: [B, D]. owner: int64 [B], the image of each sentence; None: one each.
+        added: [I, R, H, W], what the convolution would give for something that is to be added to `visual`.
+        """
+        seen = self.visual(visual)
+        seen = F.leaky_relu(self.visual_norm(seen if added is None else seen + added), SLOPE, inplace=True)
+        seen = of_owner(seen, owner)
         said = F.leaky_relu(self.textual_norm(self.textual(text[:, :, None, None])), SLOPE, inplace=True)
         return F.leaky_relu(self.norm(seen * said), SLOPE, inplace=True)
 
@@ -75,8 +85,8 @@ class CollectDiffuse(nn.Module):
         """visual: [B, R, H, W] with H = W; text: [B, D]; returns [B, R, H, W]."""
         cells = visual.flatten(2)  # [B, R, N]
         query = self.query(text).unflatten(-1, (self.heads, -1))  # [B, h, d]
-        attention = self.dropout(self._scores(self.collect_key, query, cells).softmax(dim=-1))  # [B, h, N]
-        gate = self.dropout(self._scores(self.diffuse_key, query, cells).sigmoid())  # [B, h, N]
+        attention = self.dropout(wide(self._scores(self.collect_key, query, cells)).softmax(dim=-1))  # [B, h, N]
+        gate = self.dropout(wide(self._scores(self.diffuse_key, query, cells)).sigmoid())  # [B, h, N]
         gate = gate.unflatten(-1, visual.shape[-2:]).transpose(-1, -2).flatten(-2)
 
         weight, bias = self._by_head(self.value)
@@ -104,9 +114,18 @@ class Pyramid(nn.Module):
         self.project = nn.Conv2d((2 + len(dilations)) * width, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [B, R, H, W]; returns [B, 1, H, W]."""
-        overall = self.overall(x.mean(dim=(2, 3), keepdim=True)).expand_as(x)
-        return self.project(torch.cat([self.point(x), *(block(x) for block in self.dilated), overall], dim=1))
+        """x: [B, R, H, W]; returns [B, 1, H, W].
+
+        The last convolution is taken branch by branch, so that no map of all their channels is made.
+        """
+        assert self.project.bias is not None
+        weights = self.project.weight.flatten(1).chunk(2 + len(self.dilated), dim=1)  # [1, R] each
+        *maps, overall = zip(weights, (self.point, *self.dilated, self.overall), strict=True)
+        weight, block = overall
+        logits = wide(weight @ block(x.mean(dim=(2, 3), keepdim=True)).flatten(2)) + self.project.bias  # [B, 1, 1]
+        for weight, block in maps:
+            logits = logits + wide(weight @ block(x).flatten(2))  # [B, 1, N]
+        return logits.unflatten(2, x.shape[2:])
 
 
 class MaskHead(nn.Module):
@@ -128,12 +147,32 @@ class MaskHead(nn.Module):
         self.attention = CollectDiffuse(text_dim, width, heads, dropout)
         self.pyramid = Pyramid(width, dilations)
 
-    def forward(self, s8: Tensor, s16: Tensor, s32: Tensor, text: Tensor) -> Tensor:
-        """s8, s16, s32: [B, C, H, W] each; text: [B, D]; returns float [B, S, S], the canvas.
+    @property
+    def first_weight(self) -> Tensor:
+        """[R, C], the convolution that the finest map meets first."""
+        finest = self.modulate[0]
+        assert isinstance(finest, Modulation)
+        return finest.visual.weight.flatten(1)
 
-        The enlargement is bilinear with aligned corners (quirk 3).
+    def forward(
+        self,
+        s8: Tensor,
+        s16: Tensor,
+        s32: Tensor,
+        text: Tensor,
+        *,
+        owner: Tensor | None = None,
+        added: Tensor | None = None,
+    ) -> Tensor:
+        """The mask of each sentence as float [B, S, S], on the canvas.
+
+        s8, s16, s32: [I, C, H, W] each, of I images; text: [B, D]; owner, and added to the first scale: as `Modulation`
+        has them. The enlargement is bilinear with aligned corners (quirk 3).
         """
-        modulated = [layer(x, text) for layer, x in zip(self.modulate, (s8, s16, s32), strict=True)]
+        modulated = [
+            layer(x, text, owner=owner, added=extra)
+            for layer, x, extra in zip(self.modulate, (s8, s16, s32), (added, None, None), strict=True)
+        ]
         (fine,) = self.fusion(*modulated, outputs=("s8",))
         logits = self.pyramid(self.attention(fine, text))  # [B, 1, S/8, S/8]
         return F.interpolate(logits, scale_factor=8, mode="bilinear", align_corners=True).squeeze(1)

@@ -8,6 +8,7 @@ import math
 import re
 
 from ..shards.codec import stored_members
+from ..shards.writer import ALIGNED_FROM, ALIGNMENT
 from .config import PipelineConfig
 from .stages import Stage
 
@@ -17,8 +18,8 @@ GPU_FLOPS = 20e12
 IMAGE_SECONDS = 0.015
 """Reading, decoding and letterboxing one photograph, and writing its record."""
 
-_MEMBER_BYTES = 512 + 2048
-"""A tar header, and half of the 4096-byte boundary that large members start on."""
+_BLOCK, _NPY_HEADER = 512, 128
+"""Of a tar; before the values of a member."""
 _ITEM_BYTES = {"float16": 2, "float32": 4, "int32": 4, "uint8": 1, "uint16": 2}
 _VIT_SIZES = {"tiny": (192, 12), "small": (384, 12), "base": (768, 12), "large": (1024, 24), "giant": (1536, 40)}
 """Width and depth of the vision transformers that timm knows by these words."""
@@ -49,13 +50,31 @@ def field_shapes(stage: str, config: PipelineConfig) -> dict[str, tuple[int, ...
 
 def bytes_an_image(stage: Stage, config: PipelineConfig) -> int:
     """Bytes that one image adds to the stage's shards, tar headers included."""
+    return sum(bytes_by_column(stage, config, config.codec).values())
+
+
+def bytes_by_column(stage: Stage, config: PipelineConfig, codec: str, *, frame: int | None = None) -> dict[str, int]:
+    """Column ("detect.s8") -> bytes that it adds for one image under `codec`, tar headers included.
+
+    frame: of the packed masks, where their size is known.
+    """
     shapes = field_shapes(stage.name, config)
-    total = 0
-    for field in stage.fields:
-        for name, dtype in stored_members(field, config.codec).items():
-            shape = shapes[field.name] if name == field.name else shapes[field.name][:1]
-            total += math.prod(shape) * _ITEM_BYTES[dtype] + _MEMBER_BYTES
-    return total
+    if frame is not None and stage.name == "masks":
+        shapes["bits"] = (frame,)
+    return {
+        f"{stage.name}.{field.name}": sum(
+            _member_bytes(math.prod(shapes[field.name][: None if name == field.name else 1]) * _ITEM_BYTES[dtype])
+            for name, dtype in stored_members(field, codec).items()
+        )
+        for field in stage.fields
+    }
+
+
+def _member_bytes(size: int) -> int:
+    """Of a member of the tar with `size` bytes of values: its header, numpy's, and what rounds both up."""
+    if size < ALIGNED_FROM:
+        return _BLOCK + -(-(_NPY_HEADER + size) // _BLOCK) * _BLOCK
+    return _BLOCK + ALIGNMENT // 2 + -(-size // _BLOCK) * _BLOCK  # half the boundary, on average
 
 
 def seconds_an_image(stage: Stage, config: PipelineConfig, *, gpu: bool) -> float:

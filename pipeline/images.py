@@ -108,7 +108,11 @@ class Photo:
     @classmethod
     def read(cls, key: str, path: Path, *, side: int, expect: tuple[int, int] | None = None) -> "Photo":
         """Read one photo for a canvas of `side` pixels; `expect` is (height, width). Raises ImageError."""
-        data = read_bytes(path)
+        return cls.of(key, read_bytes(path), path, side=side, expect=expect)
+
+    @classmethod
+    def of(cls, key: str, data: bytes, path: Path, *, side: int, expect: tuple[int, int] | None = None) -> "Photo":
+        """A photo from the bytes of its file, as `read`; `path` is only named in the ImageError."""
         rgb = decode(data, path, expect=expect)
         letterbox = fit_letterbox(path, rgb.shape[0], rgb.shape[1], side)
         return cls(key=key, rgb=rgb, letterbox=letterbox, sha256=hashlib.sha256(data).hexdigest())

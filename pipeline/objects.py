@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .datasets import find_dataset
 from .references import as_box, box_fault
-from .segmentation import compressed, segmentation_fault
+from .segmentation import counts_of, segmentation_fault
 from .sources import read_source
 from .unc import read_instances
 
@@ -46,7 +46,7 @@ def things_of(root: Path, dataset: str, keys: Collection[str]) -> dict[str, list
             Thing(
                 category=record["category_id"],
                 box_photo=(left, top, left + width, top + height),
-                mask=compressed(segmentation, photo.height, photo.width) if sound else None,
+                mask=counts_of(segmentation, photo.height, photo.width) if sound else None,
             )
         )
     return found

@@ -16,7 +16,7 @@ from ..shards.family import Family
 from ..shards.layout import STORE_FILE, read_store_json
 from ..shards.sidecar import Sidecar, parse_sidecar, shard_name
 from .config import PipelineConfig
-from .estimate import bytes_an_image, in_bytes, seconds_an_image
+from .estimate import bytes_by_column, in_bytes, seconds_an_image
 from .stages import STAGES, Recipe, Stage, differences, versions, with_inputs
 from .statistics import StatisticsPlan
 from .tasks import ImageRow
@@ -42,6 +42,14 @@ class StagePlan:
     """Roughly, on the workers planned for."""
     in_use: bool
     """Whether the store uses this family already."""
+    columns: Mapping[str, int]
+    """Column ("detect.s8") -> bytes that it takes of `bytes`."""
+    frame: int | None = None
+    """Bytes of an image's packed masks, where a probe has measured them."""
+    probed: int = 0
+    """Photographs that were sent through the network to measure `seconds`; 0: `seconds` are arithmetic."""
+    made_with: str = ""
+    """The stage whose pass over the photographs makes this one too, so that its time is counted there."""
 
     @property
     def stage(self) -> Stage:
@@ -157,15 +165,17 @@ def _stage_plan(
     due = tuple(sorted(missing + changed))
     in_use = current is not None and current.fingerprint == recipe.fingerprint
     images_due = sum(len(shards[number]) for number in due)
+    columns = bytes_by_column(recipe.stage, config, config.codec)
     return StagePlan(
         recipe=recipe,
         why=_why(recipe, current, total=len(shards), missing=len(missing), changed=len(changed)),
         due=due,
         images_total=sum(map(len, shards.values())),
         images_due=images_due,
-        bytes=images_due * bytes_an_image(recipe.stage, config),
+        bytes=images_due * sum(columns.values()),
         seconds=images_due * seconds_an_image(recipe.stage, config, gpu=gpu) / max(1, min(workers, len(due))),
         in_use=in_use,
+        columns={name: images_due * size for name, size in columns.items()},
     )
 
 

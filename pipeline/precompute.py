@@ -6,6 +6,7 @@ that family is whole. So a run that is interrupted, killed or out of disk is gon
 
 import shutil
 import tempfile
+import time
 from collections.abc import Container, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -34,9 +35,11 @@ from .estimate import seconds_an_image
 from .index import build_index
 from .measure import measure
 from .plan import Plan, Shards, StagePlan, families_in_use, make_plan, workers_expected
+from .probe import probed
 from .progress import Progress
 from .remembered import configured
-from .report import Failure, Report, tell_device, tell_failures, tell_plan
+from .report import Failure, Report, tell_device, tell_failures, tell_pass, tell_plan
+from .sizes import codec_table, shared_note
 from .stages import (
     STATISTICS_FOLDER,
     anchored,
@@ -50,7 +53,7 @@ from .stages import (
     stage_named,
 )
 from .statistics import overlaps, plan_statistics
-from .tasks import Executor, ImageRow, ShardDone, ShardTask
+from .tasks import Executor, ImageRow, ShardDone, ShardTask, Spent
 from .trail import STALL_S
 from .work import LocalExecutor
 
@@ -83,6 +86,7 @@ def precompute(
     workers: int | None = None,
     skip_bad: bool = False,
     dry_run: bool = False,
+    probe: bool = False,
     insecure_ray: bool = False,
     stall_s: float = STALL_S,
     console: Console | None = None,
@@ -90,7 +94,8 @@ def precompute(
     """Bring `store` up to date for `splits` of `dataset` below `data`.
 
     stages: names, ["all"], or None for the default ones and those the store has. detector_bn: "frozen", "reestimate"
-    (from the training photographs of `dataset`), or None for what `config` says. dry_run: plan and write nothing.
+    (from the training photographs of `dataset`), or None for what `config` says. dry_run: plan and write nothing;
+    probe: send some photographs through the networks, so that the plan's figures are measured.
     stall_s: a Ray worker that takes no step for so long is stopped, and its shard tried again.
     Raises InputError (and its kinds) before anything is encoded, WeakmcnError where going on is pointless (unfit
     weights, a full disk); shards that fail on their own are in the report.
@@ -139,7 +144,18 @@ def precompute(
         plan = make_plan(decided, store, shards, chosen, made_from, workers=expected, gpu=gpu, statistics=statistics)
         if statistics is not None:
             plan = replace(plan, notes=(*plan.notes, *overlaps(index_folder, statistics)))
+        if dry_run and probe and not plan.is_done:
+            require_fit(plan.networks, decided)
+            with console.status("") as status:
+                told = lambda stage: status.update(f"trying {stage} on some photographs")  # noqa: E731
+                plan = probed(plan, shards, workers=expected, told=told)
+        if dry_run:
+            shared = shared_note(plan, index_folder, dataset, splits, shards)
+            plan = replace(plan, notes=(*shared, *plan.notes))
         tell_plan(console, index, plan)
+        if dry_run and not plan.is_done:
+            console.print()
+            console.print(codec_table(plan))
         require_fit(plan.networks, decided)
         report = Report(index=index, plan=plan, dry_run=dry_run, images={stage.stage.name: 0 for stage in plan.stages})
         if not dry_run:
@@ -228,6 +244,7 @@ def _run(report: Report, shards: Shards, executor: Executor, console: Console, *
                 tasks = [replace(task, beside=besides.get(task.shard)) for task in tasks]
             done = stage.images_total - stage.images_due + report.images[stage.stage.name]
             progress.begin(stage.stage.name, done=done, total=stage.images_total)
+            began, images, spent = time.monotonic(), 0, Spent()
             for outcome in executor.run(tasks):
                 if isinstance(outcome, ShardDone):
                     if later is not None and outcome.beside_bytes is not None:
@@ -236,12 +253,17 @@ def _run(report: Report, shards: Shards, executor: Executor, console: Console, *
                         report.bytes += outcome.beside_bytes
                     report.images[stage.stage.name] += outcome.images
                     report.bytes += outcome.bytes
+                    images, spent = images + outcome.images, spent + outcome.spent
                     progress.advance(outcome.images)
                     continue
                 if outcome.fatal is not None:
                     raise outcome.fatal
                 missing.add(outcome.shard)
                 report.failures.append(Failure(stage=stage.stage.name, shard=outcome.shard, reason=outcome.reason))
+            if images:
+                report.spent[stage.stage.name] = spent
+                both = f" and {later.stage.name}" if later is not None and later.stage.name in made else ""
+                tell_pass(console, stage.stage.name + both, images, time.monotonic() - began, spent)
             finished = Family.open(folder).survey.shards.values()  # makes its index, once here and not in every reader
             skipped = {key: f"{stage.stage.name}: {why}" for each in finished for key, why in each.skipped.items()}
             report.left_out = skipped | report.left_out  # the first stage that lacks it tells why

@@ -11,6 +11,7 @@ from .estimate import in_bytes, in_words
 from .index import IndexReport
 from .plan import Plan, recorded_of
 from .statistics import StatisticsPlan
+from .tasks import Spent
 
 _SHOWN_FAILURES = 5
 
@@ -33,6 +34,8 @@ class Report:
     dry_run: bool
     images: dict[str, int] = field(default_factory=dict)
     """Stage -> photographs encoded."""
+    spent: dict[str, Spent] = field(default_factory=dict)
+    """Stage -> where its workers' time went; of two stages made in one pass the first has it."""
     bytes: int = 0
     failures: list[Failure] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -81,7 +84,8 @@ def plan_table(plan: Plan) -> Table:
     for stage in plan.stages:
         if stage.stage.name == "detect" and plan.statistics is not None:
             add(*_statistics_row(plan.statistics))
-        todo = (f"{stage.images_due:,}", in_bytes(stage.bytes), in_words(stage.seconds)) if stage.due else None
+        time = f"with {stage.made_with}" if stage.made_with else in_words(stage.seconds)
+        todo = (f"{stage.images_due:,}", in_bytes(stage.bytes), time) if stage.due else None
         add(stage.stage.name, stage.recipe.family, stage.why, stage.images_total, todo)
     table.caption_justify = "left"
     if plan.is_done:
@@ -89,9 +93,18 @@ def plan_table(plan: Plan) -> Table:
     else:
         table.caption = (
             f"to write {in_bytes(plan.bytes)}, free {in_bytes(plan.free_bytes)}; about {in_words(plan.seconds)}, "
-            "a rough estimate"
+            f"{_how_known(plan)}"
         )
     return table
+
+
+def _how_known(plan: Plan) -> str:
+    """How the seconds were found."""
+    tried = [stage.probed for stage in plan.stages if stage.due]
+    if not all(tried):
+        return "a rough estimate" if not any(tried) else "in part a rough estimate"
+    least, most = min(tried), max(tried)
+    return f"measured on {least if least == most else f'{least} to {most}'} images"
 
 
 def _statistics_row(plan: StatisticsPlan) -> tuple[str, str, str, int, tuple[str, str, str] | None]:
@@ -116,6 +129,18 @@ def tell_device(console: Console, plan: Plan, device: str) -> None:
             console.print(
                 f"note: {stage.stage.name} was begun on {made_on}, goes on on {device}; kept.", highlight=False
             )
+
+
+def tell_pass(console: Console, stages: str, images: int, seconds: float, spent: Spent) -> None:
+    """One line about a pass over the photographs that is over: how long it took, and what its encoders waited for."""
+    total = spent.total_s or 1.0
+    photos, disk = (f"{100 * idle_s / total:.0f} %" for idle_s in (spent.photos_s, spent.disk_s))
+    console.print(
+        f"{stages}: {images:,} images in {in_words(seconds)}, encoder idle {100 * spent.idle:.0f} % "
+        f"({photos} waiting for photographs, {disk} for the disk)",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def tell_failures(console: Console, report: Report) -> None:

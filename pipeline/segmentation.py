@@ -53,14 +53,13 @@ def run_lengths(reference: Reference) -> str | None:
     """
     if reference.mask_file is not None:
         return rle_encode(read_mask(reference.mask_file, reference.height, reference.width))
-    segmentation = reference.segmentation
-    if segmentation is None:
+    if reference.segmentation is None:
         return None
-    return compressed(segmentation, reference.height, reference.width)
+    return counts_of(reference.segmentation, reference.height, reference.width)
 
 
-def compressed(segmentation: Any, height: int, width: int) -> str:
-    """A COCO segmentation that passed `segmentation_fault`, as `counts` of the union of its parts."""
+def counts_of(segmentation: Any, height: int, width: int) -> str:
+    """A COCO segmentation that passed `segmentation_fault` as COCO's `counts` (ASCII), the union of its parts."""
     parts = [segmentation] if isinstance(segmentation, dict) else segmentation
     # Published masks are sums over the parts: where parts overlap the object counts once.
     merged: Any = coco_mask.merge([_compressed(part, height, width) for part in parts])

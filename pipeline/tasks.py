@@ -58,6 +58,33 @@ class StatisticsTask(ShardTask):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Spent:
+    """Where the seconds of encoding threads went."""
+
+    encode_s: float = 0.0
+    photos_s: float = 0.0
+    """Idle: photographs were not read yet."""
+    disk_s: float = 0.0
+    """Idle: what was encoded was not written yet."""
+
+    def __add__(self, other: "Spent") -> "Spent":
+        return Spent(
+            encode_s=self.encode_s + other.encode_s,
+            photos_s=self.photos_s + other.photos_s,
+            disk_s=self.disk_s + other.disk_s,
+        )
+
+    @property
+    def total_s(self) -> float:
+        return self.encode_s + self.photos_s + self.disk_s
+
+    @property
+    def idle(self) -> float:
+        """Part of the time that went by waiting: 0..1."""
+        return (self.photos_s + self.disk_s) / self.total_s if self.total_s else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShardDone:
     """A shard that was published."""
 
@@ -69,6 +96,8 @@ class ShardDone:
     """(key, reason) of the images left out."""
     beside_bytes: int | None = None
     """Of the shard of the task's `beside`, where that was published too."""
+    spent: Spent = Spent()
+    """By the worker that made it, once its network was loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,6 @@ class Trail:
     def __init__(self, folder: Path, shard: int) -> None:
         self._path = trail_path(folder, shard)
         self._steps = count()
-        self.writing: str | None = None
-        """Key of the record that was handed to the writer last."""
 
     def __enter__(self) -> "Trail":
         return self

@@ -6,13 +6,12 @@ last one is padded, and every worker pins its threads alike.
 """
 
 import logging
-import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
-from itertools import zip_longest
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,6 +31,7 @@ from ..shards.tables import IMAGES
 from ..shards.writer import Record, write_shard
 from .attempts import Attempts
 from .images import Photo
+from .overlap import BadImageError, Stopwatch, Writing, read_ahead
 from .stages import Encoder, Stage, columns_read, load_encoder, stage_named
 from .tasks import ImageRow, Outcome, ShardDone, ShardFailed, ShardTask, StatisticsTask
 from .trail import Trail, images_in, read_trail
@@ -58,16 +58,14 @@ class Worker:
 
     def run(self, task: ShardTask) -> Outcome:
         """Make one shard. Every exception becomes a ShardFailed, so that nothing unpicklable travels."""
-        started = time.monotonic()
+        started, watch = time.monotonic(), Stopwatch()
         faults.point("shard", shard_name(task.shard))
         with Trail(task.folder, task.shard) as trail:
             try:
-                size, skipped, beside_bytes = self._work(task, trail)
+                size, skipped, beside_bytes = self._work(task, trail, watch)
             except BadImageError as error:
                 return ShardFailed(shard=task.shard, reason=str(error), culprit=error.key)
-            except StageError as error:  # a value that cannot be stored, or a photograph that changed
-                return ShardFailed(shard=task.shard, reason=str(error), culprit=trail.writing)
-            except StoreError as error:
+            except (StageError, StoreError) as error:
                 return ShardFailed(shard=task.shard, reason=str(error))
             except WeakmcnError as error:
                 return ShardFailed(shard=task.shard, reason=str(error), fatal=error)
@@ -84,11 +82,14 @@ class Worker:
             seconds=seconds,
             skipped=skipped,
             beside_bytes=beside_bytes,
+            spent=watch.spent,
         )
 
-    def _work(self, task: ShardTask, trail: Trail) -> tuple[int, tuple[tuple[str, str], ...], int | None]:
+    def _work(
+        self, task: ShardTask, trail: Trail, watch: Stopwatch
+    ) -> tuple[int, tuple[tuple[str, str], ...], int | None]:
         """Bytes written, images skipped, bytes of the shard beside."""
-        stage, beside = stage_named(task.stage), task.beside
+        beside = task.beside
         key = f"{task.fingerprint} {beside.fingerprint if beside else ''}"
         if self._kept is None or self._kept[0] != key:
             trail.at("load")
@@ -103,17 +104,27 @@ class Worker:
         left = tuple(row for row in task.images if row.key not in skipped)
         if task.one_by_one:
             for row in left:
-                for _ in encoded(replace(task, images=(row,)), encoder, columns, trail):
+                for _ in encoded(replace(task, images=(row,)), encoder, columns, trail, watch):
                     pass
             return 0, (), None
         if isinstance(task, StatisticsTask):
-            return _write_statistics(task, encoder, trail), (), None
-        records = encoded(replace(task, images=left), encoder, columns, trail)
-        if beside is None:
-            return _write(task, records, skipped), tuple(sorted(skipped.items())), None
-        kept: list[Record] = []  # packed masks: a few kilobytes an image
-        size = _write(task, _parted(records, stage, stage_named(beside.stage), kept), skipped)
-        return size, tuple(sorted(skipped.items())), _write(beside, kept, skipped)
+            return _write_statistics(task, encoder, trail, watch), (), None
+        made = encoded(replace(task, images=left), encoder, columns, trail, watch)
+        with closing(made), Writing(partial(_write_both, task, skipped), watch) as writing:
+            for records in made:
+                writing.put(records)
+            size, beside_bytes = writing.end()
+        return size, tuple(sorted(skipped.items())), beside_bytes
+
+
+def _write_both(task: ShardTask, skipped: Mapping[str, str], records: Iterable[Record]) -> tuple[int, int | None]:
+    """Publish the shard, and the one beside it; bytes of each."""
+    beside = task.beside
+    if beside is None:
+        return _write(task, records, skipped), None
+    kept: list[Record] = []  # packed masks: a few kilobytes an image
+    size = _write(task, _parted(records, stage_named(task.stage), stage_named(beside.stage), kept), skipped)
+    return size, _write(beside, kept, skipped)
 
 
 def _write(task: ShardTask, records: Iterable[Record], skipped: Mapping[str, str]) -> int:
@@ -141,14 +152,6 @@ def _parted(records: Iterable[Record], stage: Stage, other: Stage, kept: list[Re
         kept.append(others)
 
 
-class BadImageError(ImageError):
-    """A photograph of a shard that cannot be read."""
-
-    def __init__(self, key: str, reason: str) -> None:
-        super().__init__(reason)
-        self.key = key
-
-
 def _described(error: Exception) -> str:
     place = traceback.extract_tb(error.__traceback__)[-1]
     text = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
@@ -157,50 +160,39 @@ def _described(error: Exception) -> str:
     return f"{text} ({Path(place.filename).name}, line {place.lineno})"
 
 
-def encoded(task: ShardTask, encoder: Encoder, columns: "InputColumns", trail: Trail) -> Iterator[Record]:
-    """The records of a shard in order of their keys; the next batch is read while this one is encoded."""
-    batches = [task.images[i : i + encoder.batch] for i in range(0, len(task.images), encoder.batch)]
-    coming: Future[list[Photo]] | None = None
-    for batch, soon in zip_longest(batches, batches[1:], fillvalue=()):
-        trail.at("encode", *(row.key for row in (*batch, *soon)))
-        photos = (coming or _reading(batch, task.config.side_px)).result()
-        coming = _reading(soon, task.config.side_px) if soon else None
-        for photo in photos:
-            faults.point("encode", photo.key)
-        inputs = [columns[photo.key] for photo in photos]
-        surplus = encoder.batch - len(photos)
-        outputs = encoder.encode(photos + photos[-1:] * surplus, inputs + inputs[-1:] * surplus)
-        for row, values in zip(batch, outputs[: len(batch)], strict=True):
-            trail.writing = row.key
-            yield Record(key=row.key, values=values, image_sha256=row.sha256)
-        trail.writing = None
+def encoded(
+    task: ShardTask, encoder: Encoder, columns: "InputColumns", trail: Trail, watch: Stopwatch
+) -> Generator[list[Record], None, None]:
+    """The records of a shard in order of their keys, a batch at a time. To be closed."""
+
+    def read(rows: Sequence[ImageRow]) -> tuple[list[Photo], list[dict[str, np.ndarray]]]:
+        return _read_photos(rows, task.config.side_px), [columns[row.key] for row in rows]
+
+    batches = _batches(task, encoder)
+    with closing(read_ahead(batches, read, trail, watch)) as ready:
+        for batch, (photos, inputs) in zip(batches, ready, strict=True):
+            for photo in photos:
+                faults.point("encode", photo.key)
+            surplus = encoder.batch - len(photos)
+            with watch.on("encode_s"):
+                outputs = encoder.encode(photos + photos[-1:] * surplus, inputs + inputs[-1:] * surplus)
+            yield [
+                Record(key=row.key, values=values, image_sha256=row.sha256)
+                for row, values in zip(batch, outputs[: len(batch)], strict=True)
+            ]
 
 
-def _write_statistics(task: StatisticsTask, detector: Any, trail: Trail) -> int:
+def _write_statistics(task: StatisticsTask, detector: Any, trail: Trail, watch: Stopwatch) -> int:
     """Publish the sums of one part of the detector's statistics; bytes written."""
     from .encoders.reestimate import write_part
 
-    def batches() -> Iterator[list[Photo]]:
-        for first in range(0, len(task.images), detector.batch):
-            rows = task.images[first : first + detector.batch]
-            trail.at("encode", *(row.key for row in rows))
-            yield _read_photos(rows, task.config.side_px)
-
-    return write_part(task.file, detector.net, batches(), detector.device, task.images_sha256)
+    read = partial(_read_photos, side_px=task.config.side_px)
+    with closing(read_ahead(_batches(task, detector), read, trail, watch)) as batches:
+        return write_part(task.file, detector.net, batches, detector.device, task.images_sha256)
 
 
-def _reading(rows: Sequence[ImageRow], side_px: int) -> "Future[list[Photo]]":
-    """Photographs being read by a thread of their own, which nobody waits for: a disk that hangs stops no Ctrl-C."""
-    future: Future[list[Photo]] = Future()
-
-    def read() -> None:
-        try:
-            future.set_result(_read_photos(rows, side_px))
-        except BaseException as error:  # it belongs to whoever asks for the result
-            future.set_exception(error)
-
-    threading.Thread(target=read, name="photos", daemon=True).start()
-    return future
+def _batches(task: ShardTask, encoder: Encoder) -> list[tuple[ImageRow, ...]]:
+    return [task.images[first : first + encoder.batch] for first in range(0, len(task.images), encoder.batch)]
 
 
 def _read_photos(rows: Sequence[ImageRow], side_px: int) -> list[Photo]:

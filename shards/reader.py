@@ -1,45 +1,47 @@
-"""Random access to the store's columns, by image, straight from memory-mapped tars.
+"""Random access to the store's columns, by image, straight from its tars into the rows of a batch.
 
 A reader goes by the sidecars alone. The first time a member is touched its checksum is compared; from then on its
-values are copied from the map into the batch and nothing else happens to them.
+values are copied once, by a few threads, and nothing else happens to them. Where they are copied from (`access`):
+
+    mmap    memory maps that stay open: the page cache itself, for what fits into memory
+    direct  reads past the page cache (direct.py), for what does not
+    auto    direct where the wanted columns of the wanted images are larger than the memory that is free, else mmap
+
+Whatever it is, the samples are the same.
 """
 
-import mmap
-import resource
-import threading
-import zlib
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from .codec import decode, stored_members, unpack_masks
 from .columns import field_of
-from .errors import DamagedShardError, StoreError
-from .family import Family
-from .mend import refill, repair, with_inputs
+from .crew import Crew
+from .direct import Direct, is_possible
+from .errors import ConfigError, DamagedShardError, StoreError
+from .maps import Mapped
+from .member import Location, Member
+from .memory import available_bytes
+from .mend import refill, with_inputs
+from .quick import QuickFrames
 
 if TYPE_CHECKING:
     from .store import Store
 
 PACKED_MASKS = "masks.bits"
 """The one column of varying length: a compressed frame that `gather` unpacks."""
+ACCESS = ("auto", "mmap", "direct")
+THREADS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+"""That copy together; more than a few only share the memory's speed."""
+DIRECT_THREADS = 4
+"""At least so many reads past the page cache are under way together, whatever the number of cores: they mostly wait."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Location:
-    """Where the values of one member of one image lie."""
-
-    path: Path
-    offset: int
-    """Bytes from the start of the file."""
-    length: int
-    dtype: str
-    shape: tuple[int, ...]
-    crc32: int
+Layout = dict[str, tuple[tuple[int, ...], np.dtype]]
+"""Name of a gathered array -> shape of one image's row, dtype."""
 
 
 class Reader:
@@ -48,45 +50,97 @@ class Reader:
     Raises StoreError where a column or an image is not there, DamagedShardError where bytes differ from the sidecar.
     """
 
-    def __init__(self, store: "Store", columns: Sequence[str]) -> None:
+    def __init__(
+        self,
+        store: "Store",
+        columns: Sequence[str],
+        *,
+        access: Literal["auto", "mmap", "direct"] = "auto",
+        keys: Iterable[str] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        """keys: the images that will be read, for `auto`; all of them if None. threads: that fill a batch together."""
+        if access not in ACCESS:
+            raise ConfigError(f"access={access!r} is not known; choose one of {', '.join(ACCESS)}.")
         if absent := [name for name in columns if name not in store.columns]:
             command = refill(store.path, stages=with_inputs(name.partition(".")[0] for name in absent))
             raise StoreError(f"{store.path} has no column {', '.join(map(repr, absent))}; make it: {command}")
         self.columns = tuple(columns)
         self._side = store.side
         self._families = {name: store.families[name.partition(".")[0]] for name in self.columns}
-        maps = _Maps()
-        self._members: dict[str, dict[str, _Member]] = {}
+        self._maps = Mapped()
+        self._members: dict[str, dict[str, Member]] = {}
         """Column -> suffix ("", "_scale", "_zero") -> member."""
         for name, family in self._families.items():
             field = field_of(name)
             self._members[name] = {
-                member.removeprefix(field.name): _Member(family, member, maps)
+                member.removeprefix(field.name): Member(family, member)
                 for member in stored_members(field, family.codec)
             }
+        self.access, self.why = self._chosen(access, keys)
+        """How the tars are read, "mmap" or "direct", and why, in words for the user."""
+        self._source = Direct() if self.access == "direct" else self._maps
+        self._unpacked = QuickFrames()
+        self._crew = Crew(threads or (max(THREADS, DIRECT_THREADS) if self.access == "direct" else THREADS))
 
-    def gather(self, keys: Sequence[str], out: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
-        """The values of every column for the images `keys`, as stored, stacked: [B, ...].
+    def gather(
+        self,
+        keys: Sequence[str],
+        out: Mapping[str, np.ndarray] | None = None,
+        columns: Iterable[str] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """The values of every column for the images `keys`, as stored, a row an image: [B, ...].
 
         A coded column of codec u8 brings two more, `<column>_scale` and `<column>_zero` [B, C]. `masks.bits` comes
-        unpacked from its frame: uint8 [B, K, S, S/8]. With `out`, arrays of the right shape to be filled and returned.
+        unpacked from its frame: uint8 [B, K, S, S/8]. out: contiguous arrays, as `layout` tells, to be filled and
+        returned; what lies in files is copied into their rows and nowhere else. columns: only these of the reader's.
         """
+        parts = self._parts(keys, columns)
         batch: dict[str, np.ndarray] = {}
-        for name in self.columns:
-            rows = self._rows(name, keys)
-            if name == PACKED_MASKS:
-                batch[name] = _stack(name, [self._masks(row) for row in rows], out)
-                continue
-            for suffix, member in self._members[name].items():
-                batch[name + suffix] = _stack(name + suffix, [member.view(row) for row in rows], out)
+        copied, unpacked = [], []
+        for part in parts:
+            wanted = (len(keys), *part.shape)
+            block = batch[part.name] = np.empty(wanted, part.dtype) if out is None else out[part.name]
+            if block.shape != wanted or block.dtype != part.dtype or not block.flags.c_contiguous:
+                raise ValueError(f"out[{part.name!r}] must be {part.dtype} {list(wanted)}, contiguous")
+            lines = block.reshape(len(keys), -1).view(np.uint8)
+            (unpacked if part.name == PACKED_MASKS else copied).append((part, lines))
+        for some in (copied, unpacked):  # one after the other: what expands a frame wants the processor's cache
+
+            def fill(place: int, some: list[tuple[_Part, np.ndarray]] = some) -> None:
+                for part, lines in some:
+                    part.copy(part.rows[place], lines[place])
+
+            if some:
+                self._crew.do(fill, len(keys))
         return batch
+
+    def layout(self, keys: Sequence[str], columns: Iterable[str] | None = None) -> Layout:
+        """What `gather` would give for these: name -> shape of one image's row, and dtype.
+
+        StoreError if the images have different shapes: no batch can hold them.
+        """
+        return {part.name: (part.shape, part.dtype) for part in self._parts(keys, columns)}
+
+    def stored_bytes(self, keys: Iterable[str], columns: Iterable[str] | None = None) -> int:
+        """Bytes in the tars of the columns of some images, each counted once; those that are not there count nothing.
+
+        columns: only these of the reader's.
+        """
+        distinct = list(dict.fromkeys(keys))
+        total = 0
+        for name in self.columns if columns is None else columns:
+            known = self._families[name].index.rows
+            rows = [known[key] for key in distinct if key in known]
+            total += sum(member.stored_bytes(rows) for member in self._members[name].values())
+        return total
 
     def sample(self, key: str, columns: Sequence[str]) -> dict[str, np.ndarray]:
         """The values of `columns` for one image, their codec undone, `masks.bits` as its frame; fresh arrays."""
         values: dict[str, np.ndarray] = {}
         for name in columns:
             (row,) = self._rows(name, [key])
-            parts = {suffix: member.view(row) for suffix, member in self._members[name].items()}
+            parts = {suffix: member.values(row, self._maps) for suffix, member in self._members[name].items()}
             decoded = decode(self._families[name].codec, parts) if field_of(name).coded else parts[""]
             values[name] = decoded.copy()
         return values
@@ -107,6 +161,63 @@ class Reader:
             found |= {name + suffix: member.location(row) for suffix, member in self._members[name].items()}
         return found
 
+    def _parts(self, keys: Sequence[str], columns: Iterable[str] | None) -> list["_Part"]:
+        """The arrays that hold the columns of these images."""
+        parts: list[_Part] = []
+        for name in self.columns if columns is None else columns:
+            rows = self._rows(name, keys)
+            if name == PACKED_MASKS:
+                shapes = {(*shape, self._side, -(-self._side // 8)) for shape in self._scores.shapes(rows)}
+                parts.append(_Part(name, rows, _agreed(name, shapes), np.dtype(np.uint8), self._unpack))
+                continue
+            for suffix, member in self._members[name].items():
+                shape = _agreed(name + suffix, member.shapes(rows))
+                parts.append(_Part(name + suffix, rows, shape, member.dtype, self._copier(member)))
+        return parts
+
+    def _copier(self, member: "Member") -> Callable[[int, np.ndarray], None]:
+        def copy(row: int, line: np.ndarray) -> None:
+            line[:] = member.bytes(row, self._source)
+
+        return copy
+
+    def _unpack(self, row: int, line: np.ndarray) -> None:
+        """Fill `line`, uint8 [K * S * S/8], from the frame of an image."""
+        if self._unpacked.fill(row, line):
+            return
+        bits = self._members[PACKED_MASKS][""]
+        (count,) = self._scores.shape(row)
+        try:
+            line[:] = unpack_masks(bits.bytes(row, self._source), count, self._side).reshape(-1)
+        except DamagedShardError as error:
+            raise DamagedShardError(f"{bits.location(row).path}: {error}") from error
+        self._unpacked.keep(row, line)
+
+    @cached_property
+    def _scores(self) -> "Member":
+        """The masks' `iou`: one a mask, so its shape tells how many there are."""
+        return Member(self._families[PACKED_MASKS], "iou")
+
+    def _chosen(self, access: str, keys: Iterable[str] | None) -> tuple[str, str]:
+        """How the tars are read, and why."""
+        if access == "mmap":
+            return "mmap", "as asked"
+        why = "as asked"
+        if access == "auto":
+            families = self._families.values()
+            wanted = self.stored_bytes(
+                {key for family in families for key in family.index.rows} if keys is None else keys
+            )
+            free = available_bytes()
+            if free is None or wanted <= free:
+                return "mmap", "they fit into memory"
+            why = f"{wanted / 1e9:,.1f} GB are more than the {free / 1e9:,.1f} GB of memory that are free"
+        tars = (family.tar(number) for family in self._families.values() for number in family.index.shards)
+        tar = next(tars, None)
+        if tar is None or not is_possible(str(tar)):
+            return "mmap", f"{why}, but the file system has no reads past the page cache"
+        return "direct", why
+
     def _rows(self, column: str, keys: Sequence[str]) -> list[int]:
         """Where the images are in the index of the column's family."""
         family = self._families[column]
@@ -119,98 +230,22 @@ class Reader:
         fact = f"was skipped: {skipped}" if skipped else f"is not in it; make it: {refill(family.folder.parent)}"
         raise StoreError(f"{family.folder}: image {key} {fact}")
 
-    def _masks(self, row: int) -> np.ndarray:
-        """uint8 [K, S, S/8]; K is the length of the family's own `iou`."""
-        bits = self._members[PACKED_MASKS][""]
-        scores = self._families[PACKED_MASKS].index.members["iou"]
-        count = scores.shapes[scores.shape[row]][0]
-        try:
-            return unpack_masks(bits.view(row), count, self._side)
-        except DamagedShardError as error:
-            raise DamagedShardError(f"{bits.location(row).path}: {error}") from error
+
+@dataclass(frozen=True)
+class _Part:
+    """One array of a batch, and what fills its rows."""
+
+    name: str
+    rows: list[int]
+    """Of the images, in the index."""
+    shape: tuple[int, ...]
+    """Of one image's values."""
+    dtype: np.dtype
+    copy: Callable[[int, np.ndarray], None]
+    """Called with a row of the index and the bytes to fill."""
 
 
-class _Member:
-    """One stored member of a family, for all images."""
-
-    def __init__(self, family: Family, name: str, maps: "_Maps") -> None:
-        index = family.index
-        self._family = family
-        self._name = name
-        self._maps = maps
-        self._places = index.members[name]
-        self._shard = index.shard
-        self._tars = {number: (family.tar(number), shard.bytes) for number, shard in index.shards.items()}
-        self._touched = np.zeros(len(index.rows), dtype=bool)
-
-    def location(self, row: int) -> Location:
-        places = self._places
-        return Location(
-            path=self._tars[int(self._shard[row])][0],
-            offset=int(places.offset[row]),
-            length=int(places.length[row]),
-            dtype=places.dtype,
-            shape=places.shapes[places.shape[row]],
-            crc32=int(places.crc32[row]),
-        )
-
-    def view(self, row: int) -> np.ndarray:
-        """The stored values in the map, read-only; DamagedShardError if their checksum is wrong at first touch."""
-        places = self._places
-        data = self._maps.get(*self._tars[int(self._shard[row])])
-        shape = places.shapes[places.shape[row]]
-        offset, length = int(places.offset[row]), int(places.length[row])
-        if not self._touched[row]:
-            if zlib.crc32(memoryview(data)[offset : offset + length]) != places.crc32[row]:
-                raise DamagedShardError(self._damage(row))
-            self._touched[row] = True
-        return np.ndarray(shape, places.dtype, buffer=data, offset=offset)
-
-    def _damage(self, row: int) -> str:
-        key = next(key for key, each in self._family.index.rows.items() if each == row)
-        tar = self.location(row).path
-        return f"{tar}: member {key}.{self._name}.npy fails its checksum; {_mend(tar)}"
-
-
-class _Maps:
-    """Memory maps of tars, the most recently used kept open, within half of the files a process may open."""
-
-    def __init__(self) -> None:
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._capacity = max(16, min(soft, 1 << 16) // 2)
-        self._maps: OrderedDict[Path, mmap.mmap] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, path: Path, size: int) -> mmap.mmap:
-        """The map of a tar that must have `size` bytes; DamagedShardError if it is missing or has another size."""
-        with self._lock:
-            data = self._maps.get(path)
-            if data is None:
-                data = self._maps[path] = _open_map(path, size)
-                if len(self._maps) > self._capacity:
-                    self._maps.popitem(last=False)  # closed when its last view is gone
-            else:
-                self._maps.move_to_end(path)
-            return data
-
-
-def _open_map(path: Path, size: int) -> mmap.mmap:
-    try:
-        with open(path, "rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (FileNotFoundError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-        raise DamagedShardError(f"{path} is missing or empty; {_mend(path)}") from error
-    if len(data) != size:
-        raise DamagedShardError(f"{path} has {len(data):,} bytes, its sidecar says {size:,}; {_mend(path)}")
-    return data
-
-
-def _mend(tar: Path) -> str:
-    return f"drop what is broken: {repair(tar.parent.parent)}"
-
-
-def _stack(name: str, values: list[np.ndarray], out: Mapping[str, np.ndarray] | None) -> np.ndarray:
-    shapes = {value.shape for value in values}
-    if len(shapes) > 1:
+def _agreed(name: str, shapes: set[tuple[int, ...]]) -> tuple[int, ...]:
+    if len(shapes) != 1:
         raise StoreError(f"{name} has the shapes {sorted(shapes)}; images in one batch must agree.")
-    return np.stack(values, out=None if out is None else out[name])
+    return next(iter(shapes))

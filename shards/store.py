@@ -309,4 +309,4 @@ class Store:
 
     @cached_property
     def _reader(self) -> Reader:
-        return Reader(self, list(self.columns))
+        return Reader(self, list(self.columns), access="mmap")

@@ -77,7 +77,7 @@ MUTANTS = (
     ),
     Mutant(
         name="members' checksums are not compared",
-        file="shards/reader.py",
+        file="shards/member.py",
         edits=(("        if not self._touched[row]:\n", "        if False:\n"),),
         tests=("tests/test_fuzz_shards.py",),
     ),

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from weakmcn.model.ranks import ALONE, Ranks, RanksDiffer
 from weakmcn.model.refclip import RefCLIP
 from weakmcn.model.state import TrainState
 from weakmcn.model.train import train
+from weakmcn.model.tris import TRIS, TrisConfig
+from weakmcn.model.tris_segmenter import SegmenterConfig, TRISSegmenter
+from weakmcn.model.vocabulary import RESERVED, Vocabulary
 from weakmcn.model.weakmcn import WeakMCN
 from weakmcn.model.whole_batch import whole_batch
 from weakmcn.shards.errors import ConfigError, WeakmcnError
@@ -87,12 +90,24 @@ def main(rank: int, size: int, meeting: str) -> None:
 # One step
 
 
-def distances(ranks: Ranks, method: str, epoch: int, banks: list[str] | None = None, dtype: str = "float32") -> dict:
+def distances(
+    ranks: Ranks,
+    method: str,
+    epoch: int,
+    banks: list[str] | None = None,
+    dtype: str = "float32",
+    owner: list[int] | None = None,
+) -> dict:
     """How far losses, gradients and statistics of a step on all ranks are from those of one process, at most.
 
-    Gradients are compared in units of the largest of them.
+    owner: the image of each of some expressions; by default each image has one. Gradients are compared in units of the
+    largest of them.
     """
     batch = make_batch(SIZE, APL_CONFIG) if method == "apl" else make_batch(SIZE)
+    if owner is not None:
+        words = torch.randint(3, VOCABULARY, (len(owner), TINY.max_tokens), generator=torch.Generator().manual_seed(7))
+        batch = replace(batch, tokens=words, owner=torch.tensor(owner))
+    batch = replace(batch, pseudo=torch.arange(SIZE * 32, dtype=torch.uint8).view(SIZE, 16, 2))
     alone, shared = (_network(method, banks, getattr(torch, dtype)) for _ in range(2))
     wanted, got = (
         _step(alone, batch, epoch, ALONE),
@@ -116,7 +131,10 @@ def local_contrast(ranks: Ranks) -> list[float]:
     """RefCLIP's loss where ranks keep to their own images, and what it should be: of each part of the batch alone."""
     batch, net = make_batch(SIZE), _network("refclip", None, torch.float64)
     sentences, candidates = (part.chunk(ranks.size) for part in net._embed(batch))  # pyright: ignore
-    own = [anchor_contrast(torch.einsum("bd,akd->bak", *pair)) for pair in zip(sentences, candidates, strict=True)]
+    own = [
+        anchor_contrast(torch.einsum("bd,akd->bak", said, seen), torch.arange(len(said)))
+        for said, seen in zip(sentences, candidates, strict=True)
+    ]
     net = whole_batch(_network("refclip", None, torch.float64), ranks)
     got = _step(net, _part(batch, ranks), 0, replace(ranks, gather=False))
     return [got["det"].item(), torch.stack(own).mean().item()]
@@ -125,15 +143,22 @@ def local_contrast(ranks: Ranks) -> list[float]:
 APL_CONFIG = replace(TINY, banks=(), wrec_dim=16, warm_epochs=2, class_names=("dog", "traffic light", "cat"))
 
 
+TRIS_SIZES: dict[str, Any] = {k: v for k, v in asdict(TINY).items() if k not in ("banks", "warm_epochs")}
+TRIS_WORDS = Vocabulary((*RESERVED, *(str(word) for word in range(VOCABULARY - len(RESERVED)))))
+
+
 def _network(method: str, banks: list[str] | None, dtype: torch.dtype) -> nn.Module:
     from weakmcn.model.prompts import prompt_words
-    from weakmcn.model.vocabulary import Vocabulary
 
     torch.manual_seed(3)
     if method == "weakmcn":
         net = WeakMCN(TINY if banks is None else replace(TINY, banks=tuple(banks)), VOCABULARY)
     elif method == "refclip":
         net = RefCLIP(replace(TINY, banks=(), wrec_dim=16), VOCABULARY)
+    elif method == "tris-c":
+        net = TRIS(TrisConfig(**TRIS_SIZES, tris_dim=12), TRIS_WORDS)
+    elif method == "tris-c2":
+        net = TRISSegmenter(SegmenterConfig(**TRIS_SIZES, decoder_dims=(12, 10, 8, 6)), TRIS_WORDS)
     else:
         net = APL(APL_CONFIG, Vocabulary.build(prompt_words(APL_CONFIG)))
     unlike_any_other(net)
@@ -141,9 +166,14 @@ def _network(method: str, banks: list[str] | None, dtype: torch.dtype) -> nn.Mod
 
 
 def _part(batch: Batch, ranks: Ranks) -> Batch:
-    rows = slice(ranks.rank * SIZE // ranks.size, (ranks.rank + 1) * SIZE // ranks.size)
+    """A rank's images, with the expressions about them."""
+    first, last = ranks.rank * SIZE // ranks.size, (ranks.rank + 1) * SIZE // ranks.size
     values = ((field.name, getattr(batch, field.name)) for field in fields(batch))
-    return replace(batch, **{name: value[rows] for name, value in values if value is not None})
+    part = {name: value[first:last] for name, value in values if value is not None}
+    if batch.owner is not None:
+        own = (batch.owner >= first) & (batch.owner < last)
+        part |= {"tokens": batch.tokens[own], "owner": batch.owner[own] - first}
+    return replace(batch, **part)
 
 
 def _step(net: Any, batch: Batch, epoch: int, ranks: Ranks) -> dict[str, torch.Tensor]:
@@ -205,7 +235,7 @@ def run(
 ) -> dict:
     """Train; crash: all ranks do after this step. spoil: (rank, step), at whose next step its features are NaN."""
     from weakmcn.model.config import ModelConfig, TrainConfig
-    from weakmcn.model.train import TrainSettings
+    from weakmcn.model.train_settings import TrainSettings
 
     settings = TrainSettings(
         store=Path(store),

@@ -17,7 +17,8 @@ from weakmcn.model.methods import METHODS, recipe
 from weakmcn.model.official import to_official
 from weakmcn.model.prompts import COLOURS, nearest_colours
 from weakmcn.model.state import TrainState
-from weakmcn.model.train import TrainSettings, train
+from weakmcn.model.train import train
+from weakmcn.model.train_settings import TrainSettings
 from weakmcn.model.vocabulary import RESERVED, Vocabulary
 from weakmcn.pipeline.datasets import COCO_CATEGORIES
 from weakmcn.pipeline.pocket.scenes import SHAPES
@@ -308,6 +309,11 @@ def test_it_learns_the_match_and_then_boxes_of_its_own(store: Path, tmp_path: Pa
     assert nearest["rec_acc50"] > 50  # one of three candidates by chance
     assert nearest["res_miou"] == pytest.approx(nearest["rec_acc50"])  # the squares do not overlap
     assert {"maroon", "turquoise", "b"} <= set(run.vocabulary.rows)
+
+
+def test_from_captions_of_other_images_it_learns_no_match(store: Path, tmp_path: Path) -> None:
+    result = evaluate_run(train(settings(store, tmp_path / "control", shuffle_captions=True)), "val")
+    assert result.baselines["sam_mask_of_box"]["rec_acc50"] < 45  # one of three candidates by chance
 
 
 @pytest.mark.parametrize("step", [2, 5])

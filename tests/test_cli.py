@@ -19,16 +19,22 @@ ROOT = Path(__file__).parent.parent
 COMMANDS = (
     "demo",
     "pocket",
+    "check",
     "precompute",
     "train",
     "eval",
     "predict",
+    "serve",
+    "export",
     "convert",
     "doctor",
+    "presets",
     "store ls",
     "store verify",
     "store repair",
     "store gc",
+    "runs list",
+    "runs compare",
 )
 HEAVY = ("torch", "torchvision", "timm", "ray", "cv2", "segment_anything", "webdataset", "pyarrow", "numpy", "PIL")
 
@@ -83,7 +89,7 @@ def test_the_version_is_that_of_the_package(run) -> None:
     [
         (["trian"], "no such command 'trian'. Did you mean 'train'? see weakmcn --help."),
         (["train", "--fetures", "ram"], "no such option: --fetures"),
-        (["eval", "--split", "val"], "missing option '--run'; see weakmcn eval --help."),
+        (["eval", "--split", "val"], "missing option '--run' or '--predictions'; see weakmcn eval --help."),
         (["pocket", "here", "--images", "many"], "invalid value for '--images'"),
     ],
 )

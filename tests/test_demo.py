@@ -11,14 +11,9 @@ from PIL import Image
 from weakmcn.cli.demo import spread
 from weakmcn.cli.main import app
 from weakmcn.cli.pictures import GREEN, YELLOW, Answer, Marks, cell, marked_photo
-from weakmcn.cli.predict import answers
-from weakmcn.model.evaluate import SentenceRecord, evaluate_run
-from weakmcn.model.metrics import box_iou, mask_iou
+from weakmcn.model.evaluate import SentenceRecord
 from weakmcn.model.run import Run
-from weakmcn.pipeline.images import Photo
-from weakmcn.pipeline.remembered import configured
-from weakmcn.shards.codec import rle_decode
-from weakmcn.shards.errors import CheckpointError, InputError
+from weakmcn.shards.errors import InputError
 from weakmcn.shards.store import Store
 
 from .conftest import DEMO
@@ -32,11 +27,6 @@ def digests(folder: Path, *patterns: str) -> dict[str, str]:
     files = sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
     assert files
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def photo_of(demo: Path, key: str) -> Path:
-    store = Store.open(demo / "store")
-    return demo / "data" / store.images["file"][store.keys.index(key)].as_py()
 
 
 def test_the_folder_holds_data_store_run_picture_and_results(demo: Path) -> None:
@@ -101,54 +91,6 @@ def test_eval_prints_a_table_of_the_run_between_floor_and_ceiling(
     assert "floor: best scored" in printed
     assert "ceiling: oracle" in printed
     assert "…" not in printed
-
-
-def test_predict_answers_as_eval_does(demo: Path) -> None:
-    run = Run.open(demo / "run")
-    record = evaluate_run(run, "val").records[0]
-    config = configured(run.columns)
-    photo = Photo.read("0" * 12, photo_of(demo, record.key), side=config.side_px)
-    (found,) = answers(run, photo, [record.sentence], config, "cpu")
-    assert record.box_photo is not None
-    assert record.mask is not None
-    assert box_iou(found.box, np.array(record.box_photo)) > 0.999
-    assert found.mask is not None
-    assert mask_iou(found.mask, rle_decode(record.mask, *photo.rgb.shape[:2])) > 0.99
-
-
-def test_predict_writes_a_picture_numbers_and_a_mask_for_each_phrase(
-    demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    photo = photo_of(demo, "000000000005")
-    words = ["--image", photo, "--phrase", "red ring", "--phrase", "the blorp ring", "--out", tmp_path / "found.png"]
-    weakmcn("predict", "--run", demo / "run", *words)
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"found.png", "found.json", "found-mask-1.png", "found-mask-2.png"}
-    first, second = json.loads((tmp_path / "found.json").read_text())["answers"]
-    assert (first["phrase"], first["unknown_words"]) == ("red ring", [])
-    assert second["unknown_words"] == ["blorp"]
-    assert "blorp" in capsys.readouterr().err
-    assert len(first["box"]) == 4
-    assert 0 <= first["objectness"] <= 1
-    with Image.open(photo) as image, Image.open(tmp_path / first["mask_file"]) as mask:
-        assert first["mask"]["size"] == [image.height, image.width]
-        inside = rle_decode(first["mask"]["counts"], image.height, image.width)
-        np.testing.assert_array_equal(np.asarray(mask), inside * np.uint8(255))
-
-
-def test_predict_refuses_weights_that_the_run_was_not_trained_behind(demo: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other.safetensors"
-    other.write_bytes(b"other weights")
-    words = ["--image", photo_of(demo, "000000000001"), "--phrase", "ring", "--checkpoint", f"dino={other}"]
-    with pytest.raises(CheckpointError, match="trained on dino columns that cannot be made here: checkpoint differs"):
-        weakmcn("predict", "--run", demo / "run", *words, "--out", tmp_path / "found.png")
-    assert [path.name for path in tmp_path.iterdir()] == ["other.safetensors"]
-
-
-def test_predict_refuses_a_phrase_without_words(demo: Path, tmp_path: Path) -> None:
-    words = ["--image", photo_of(demo, "000000000001"), "--phrase", "?!", "--out", tmp_path / "found.png"]
-    with pytest.raises(InputError, match="no words in it"):
-        weakmcn("predict", "--run", demo / "run", *words)
 
 
 def test_the_picture_shows_answers_evenly_from_best_to_worst_each_of_another_photo() -> None:

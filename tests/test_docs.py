@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from weakmcn.model.config import PRESETS, ModelConfig, TrainConfig
+from weakmcn.model.config import PRESETS, TrainConfig
+from weakmcn.model.methods import METHODS
 from weakmcn.pipeline import config as pipeline_config
 from weakmcn.shards.store import Store
 
@@ -21,7 +22,7 @@ RUN = {("store.md", "webdataset")}
 FOREIGN = {"--index-url"}
 """Options of other programs."""
 SETTINGS = {
-    *(f"model.{field.name}" for field in fields(ModelConfig)),
+    *(f"model.{field.name}" for method in METHODS.values() for field in fields(method.settings)),
     *(f"train.{field.name}" for field in fields(TrainConfig)),
 }
 

@@ -14,7 +14,8 @@ from weakmcn.model.config import ModelConfig
 from weakmcn.model.evaluate import Evaluation, evaluate, evaluate_run
 from weakmcn.model.methods import METHODS, Method
 from weakmcn.model.references import sentences_in_row_order
-from weakmcn.model.train import TrainSettings, train
+from weakmcn.model.train import train
+from weakmcn.model.train_settings import TrainSettings
 from weakmcn.model.vocabulary import Vocabulary
 from weakmcn.model.weakmcn import Predictions, WeakMCN
 from weakmcn.model.wrec import candidate_boxes

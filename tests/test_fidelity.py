@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
+from weakmcn.cli.sources import SOURCES
 from weakmcn.model import config as model_config
 from weakmcn.model.config import ModelConfig, TrainConfig
 from weakmcn.model.methods import recipe
@@ -135,6 +136,12 @@ def test_the_tables_have_every_setting_once_and_say_where_it_comes_from() -> Non
     assert sorted(said) == sorted(name for name in wanted if name.rpartition(".")[2] not in NOT_VALUES)
     assert all(row[-1] for row in (*VARYING[1:], *COMMON[1:]))
     assert VARYING[0] == ["setting", *OFFICIAL, "from"]
+
+
+def test_the_command_that_lists_presets_gives_the_same_sources() -> None:
+    said = {codes(row[0])[0]: row[-1] for row in (*VARYING[1:], *COMMON[1:])}
+    plain = {name: re.sub(r"\[[^]]+\]\(([^)]+)\)", r"docs/\1", text).replace("`", "") for name, text in said.items()}
+    assert plain == SOURCES
 
 
 def test_what_varies_stands_in_the_first_table_and_nothing_else_does() -> None:

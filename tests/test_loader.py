@@ -1,12 +1,14 @@
 """Batches hold what the store holds, in every codec, made ahead and in order."""
 
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from weakmcn.model.loader import SOURCES, Loader, RamFeatures, ahead
+from weakmcn.model.batch import Batch
+from weakmcn.model.loader import RING, SOURCES, Loader, ahead
 from weakmcn.shards.store import Store
 
 from .worlds import LETTERBOX, TINY, key_of, make_store
@@ -41,13 +43,58 @@ def test_pads_that_every_sentence_has_are_not_carried(tmp_path: Path) -> None:
     assert loader.batch(KEYS, np.zeros((3, 4), np.int64)).tokens.shape == (3, 1)
 
 
-def test_features_in_memory_are_those_on_disk(tmp_path: Path) -> None:
-    source = Loader(Store.open(make_store(tmp_path / "store", train=4, val=1, codec="u8")), FIELDS).features
-    held = RamFeatures(source, [key_of(image) for image in (0, 1, 3, 0)], chunk=2).gather(KEYS)
-    wanted = source.gather(KEYS)
-    assert held.keys() == wanted.keys()
-    for name in wanted:
-        np.testing.assert_array_equal(held[name], wanted[name])
+def test_some_fields_are_filled_alone(tmp_path: Path) -> None:
+    loader = Loader(Store.open(make_store(tmp_path / "store", train=4, val=1)), FIELDS)
+    batch = loader.batch(KEYS, TOKENS, fields=("dark_s32", "cells", "boxes"))
+    assert batch.dark_s32 is not None
+    assert (batch.dark_s8, batch.dino, batch.masks) == (None, None, None)
+
+
+def contents(batch: Batch) -> dict[str, bytes]:
+    return {field: getattr(batch, field).numpy().tobytes() for field in ("dark_s8", "sam", "boxes", "masks")}
+
+
+def test_a_batch_in_reused_blocks_is_good_until_the_fourth_after_it_is_begun(tmp_path: Path) -> None:
+    store = Store.open(make_store(tmp_path / "store", train=4, val=1))
+    loader, plain = Loader(store, FIELDS, reuse=True), Loader(store, FIELDS)
+    order = [[key_of((start + step) % 5) for step in range(3)] for start in range(12)]
+    batches = [loader.batch(keys, TOKENS) for keys in order[:RING]]
+    wanted = [contents(plain.batch(keys, TOKENS)) for keys in order]
+    assert [contents(batch) for batch in batches] == wanted[:RING]
+    again = loader.batch(order[RING], TOKENS)  # takes the place of the first
+    assert contents(again) == wanted[RING] == contents(batches[0])
+    assert [contents(batch) for batch in batches[1:]] == wanted[1:RING]
+
+
+def test_batches_made_ahead_in_reused_blocks_are_whole_until_the_next_but_one_is_asked_for(tmp_path: Path) -> None:
+    store = Store.open(make_store(tmp_path / "store", train=4, val=1))
+    loader, plain = Loader(store, FIELDS, reuse=True), Loader(store, FIELDS)
+    order = [[key_of((start + step) % 5) for step in range(3)] for start in range(40)]
+    wanted = [contents(plain.batch(keys, TOKENS)) for keys in order]
+    before: Batch | None = None
+    for place, batch in enumerate(ahead(lambda keys: loader.batch(keys, TOKENS), order)):
+        time.sleep(0.002)  # the thread ahead does all it may
+        assert contents(batch) == wanted[place]
+        if before is not None:
+            assert contents(before) == wanted[place - 1]
+        before = batch
+
+
+def test_blocks_follow_the_size_and_the_fields_of_a_batch(tmp_path: Path) -> None:
+    store = Store.open(make_store(tmp_path / "store", train=4, val=1))
+    loader, plain = Loader(store, FIELDS, reuse=True), Loader(store, FIELDS)
+    for count, fields in ((1, FIELDS), (3, FIELDS[:7]), (2, FIELDS), (3, FIELDS), (1, FIELDS[:7])) * 3:
+        one, other = (each.batch(KEYS[:count], TOKENS[:count], (*fields,)) for each in (loader, plain))
+        for field in fields:
+            assert torch.equal(getattr(one, field), getattr(other, field))
+
+
+def test_batches_without_reuse_are_for_keeps(tmp_path: Path) -> None:
+    store = Store.open(make_store(tmp_path / "store", train=4, val=1))
+    loader = Loader(store, FIELDS)
+    kept = [loader.batch([key_of(image % 5)], TOKENS[:1]) for image in range(10)]
+    assert len({batch.boxes.data_ptr() for batch in kept}) == 10
+    assert contents(kept[0]) == contents(loader.batch([key_of(0)], TOKENS[:1]))
 
 
 def test_items_are_made_ahead_by_one_thread_in_order() -> None:

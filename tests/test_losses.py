@@ -31,13 +31,13 @@ class TestAnchorContrast:
         # Text 1: own image best log 5, other image log 2 and log 1.
         similarity = torch.tensor([[[4.0, 2.0], [1.0, 3.0]], [[2.0, 1.0], [1.0, 5.0]]]).log()
         expected = -(math.log(4 / (4 + 3 + 1)) + math.log(5 / (5 + 2 + 1))) / 2
-        assert anchor_contrast(similarity).item() == pytest.approx(expected, rel=1e-6)
+        assert anchor_contrast(similarity, torch.arange(len(similarity))).item() == pytest.approx(expected, rel=1e-6)
 
     def test_only_the_two_best_candidates_of_another_image_are_negatives(self) -> None:
         similarity = torch.zeros(2, 2, 4)
         similarity[:, :, 0], similarity[:, :, 1] = 2.0, 1.0
         similarity.requires_grad_()
-        anchor_contrast(similarity).backward()
+        anchor_contrast(similarity, torch.arange(len(similarity))).backward()
         assert similarity.grad is not None
         touched = similarity.grad != 0
         assert touched[0, 0].tolist() == [True, False, False, False], "own image: the best alone"
@@ -45,13 +45,21 @@ class TestAnchorContrast:
 
     def test_it_looks_from_texts_to_images_and_not_back(self) -> None:
         similarity = torch.randn(3, 3, 4, generator=torch.Generator().manual_seed(0))
-        assert anchor_contrast(similarity).item() != pytest.approx(anchor_contrast(similarity.transpose(0, 1)).item())
+        own = torch.arange(3)
+        backwards = anchor_contrast(similarity.transpose(0, 1), own)
+        assert anchor_contrast(similarity, own).item() != pytest.approx(backwards.item())
+
+    def test_two_texts_of_one_image_are_no_negatives_of_each_other(self) -> None:
+        # Texts 0 and 1 belong to image 0, text 2 to image 1: each meets the other image alone.
+        similarity = torch.tensor([[[4.0, 2.0], [3.0, 1.0]], [[6.0, 1.0], [2.0, 1.0]], [[2.0, 1.0], [5.0, 1.0]]]).log()
+        expected = -(math.log(4 / (4 + 3 + 1)) + math.log(6 / (6 + 2 + 1)) + math.log(5 / (5 + 2 + 1))) / 3
+        assert anchor_contrast(similarity, torch.tensor([0, 0, 1])).item() == pytest.approx(expected, rel=1e-6)
 
     def test_a_single_image_has_nothing_to_be_told_from(self) -> None:
-        assert anchor_contrast(torch.tensor([[[3.0, 1.0]]])).item() == 0
+        assert anchor_contrast(torch.tensor([[[3.0, 1.0]]]), torch.tensor([0])).item() == 0
 
     def test_large_similarities_do_not_overflow(self) -> None:
-        assert anchor_contrast(torch.eye(2)[:, :, None].repeat(1, 1, 2) * 1e4).item() == 0
+        assert anchor_contrast(torch.eye(2)[:, :, None].repeat(1, 1, 2) * 1e4, torch.arange(2)).item() == 0
 
 
 class TestBoxBits:
@@ -224,6 +232,7 @@ class TestTheSumOfAll:
     def losses(self, epoch: int, threshold: float = 0.4):
         torch.manual_seed(0)
         net = WeakMCN(dataclasses.replace(self.CONFIG, isl_threshold=threshold), 5)
+        assert net.mask_head is not None
         with torch.no_grad():
             for layer, bias in ((net.mask_head.pyramid.project, 1.0), (net.matcher.textual, 0.0)):
                 layer.weight.zero_()

@@ -71,12 +71,16 @@ COMMANDS: dict[str, tuple[Place, ...]] = {
     "eval": (
         *places(("eval", "--run", "run", "--shards", "store"), *RUN_FILES, *STORE_FILES),
         *places(("eval", "--run", "run", "--shards", "payload"), "payload"),
+        *places(("eval", "--predictions", "payload", "--shards", "store", "--dataset", "refcoco"), "payload"),
     ),
     "predict": (
         *places((*PREDICT, "payload"), "payload"),
         *places((*PREDICT, PHOTO), *RUN_FILES),
         *places((*PREDICT, PHOTO, "--checkpoint", "detect=payload"), "payload"),
+        *places(("predict", "--run", "run", "--pairs", "payload"), "payload"),
     ),
+    "serve": places(("serve", "--run", "run", "--port", "0", "--checkpoint", "detect=payload"), "payload"),
+    "export": places(("export", "--run", "run", "--format", "jsonl", "--out", "new"), *RUN_FILES, *STORE_FILES),
     "convert": (
         *places(("convert", "payload", "--annotations", "data/anns/refcoco.json", "--out", "new"), "payload"),
         *places(("convert", "payload", "--annotations", "payload", "--out", "new"), "payload"),
@@ -99,7 +103,7 @@ NATURAL = {
     ".zip": Place((*TRAIN, "--out", "new", "--words", "payload"), "payload"),
     ".metadata": COMMANDS["precompute"][7],
     ".parquet": COMMANDS["store ls"][1],
-    ".safetensors": COMMANDS["predict"][-1],
+    ".safetensors": COMMANDS["predict"][-2],
     ".json": COMMANDS["eval"][0],
 }
 """Suffix -> where a careless program would open such a file."""

@@ -22,7 +22,8 @@ from weakmcn.model.interrupts import Interrupted
 from weakmcn.model.launch import Place, place_in, rank_device, train_on
 from weakmcn.model.ranks import ALONE, Ranks
 from weakmcn.model.run import Run
-from weakmcn.model.train import TrainSettings, train
+from weakmcn.model.train import train
+from weakmcn.model.train_settings import TrainSettings
 from weakmcn.shards.errors import ConfigError
 
 from . import rank_pool
@@ -62,6 +63,8 @@ def settings(store: Path, out: Path, *, recipe: TrainConfig = RECIPE, **more) ->
         ("refclip", 0, None),
         ("apl", 1, None),
         ("apl", 2, None),  # with the box head
+        ("tris-c", 0, None),
+        ("tris-c2", 0, None),
     ],
 )
 def test_losses_gradients_and_statistics_are_those_of_one_process(
@@ -74,6 +77,17 @@ def test_losses_gradients_and_statistics_are_those_of_one_process(
             assert max(found["losses"].values()) < close
             assert found["gradients"] < close
             assert found["statistics"] < close
+
+
+@pytest.mark.parametrize(("method", "epoch"), [("weakmcn", 0), ("weakmcn", 16), ("refclip", 0), ("apl", 2)])
+def test_ranks_with_unequally_many_expressions_of_their_images_are_one_process_too(
+    pair: Pool, method: str, epoch: int
+) -> None:
+    for found in pair.ask(rank_pool.distances, method=method, epoch=epoch, dtype="float64", owner=[0, 0, 0, 1, 2, 3]):
+        assert found["weights_with_gradient"] > 20
+        assert max(found["losses"].values()) < 1e-12
+        assert found["gradients"] < 1e-12
+        assert found["statistics"] < 1e-12
 
 
 def test_local_negatives_contrast_a_text_with_its_own_ranks_images_only(pair: Pool) -> None:
@@ -268,7 +282,7 @@ def test_a_signal_saves_the_step_of_all_ranks_and_a_killed_rank_ends_the_others_
         f"weakmcn: {out}: rank 1 of 2 was killed by SIGKILL, the others were stopped; run the same command again to go "
         "on from the newest checkpoint."
     )
-    assert [other for other in told if not other.startswith("epoch ")] == []
+    assert [other for other in told if not other.startswith(("epoch ", "Features: "))] == []
     assert ranks_of(os.getpid()) == []
     assert not list(out.rglob(".tmp-*"))
     signal.signal(signal.SIGTERM, before)

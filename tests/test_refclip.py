@@ -16,7 +16,8 @@ from weakmcn.model.evaluate import evaluate_run
 from weakmcn.model.methods import METHODS, method_of, recipe
 from weakmcn.model.official import to_official
 from weakmcn.model.refclip import RefCLIP
-from weakmcn.model.train import TrainSettings, train
+from weakmcn.model.train import train
+from weakmcn.model.train_settings import TrainSettings
 from weakmcn.shards.errors import ConfigError, StoreError
 
 from . import worlds
@@ -148,6 +149,11 @@ def test_it_learns_and_is_measured_from_the_detectors_columns_alone(store: Path,
     assert all(record.mask is None and record.box_photo for record in result.records)
 
 
+def test_from_captions_of_other_images_it_learns_nothing(store: Path, tmp_path: Path) -> None:
+    result = evaluate_run(train(settings(store, tmp_path / "control", shuffle_captions=True)), "val")
+    assert result.summary["rec_acc50"] < 50  # one of three candidates by chance
+
+
 def test_where_there_are_masks_its_res_is_that_of_sams_mask_of_its_box(tmp_path: Path) -> None:
     store = worlds.make_store(tmp_path / "store", train=64, val=20)
     quick = settings(store, tmp_path / "run")
@@ -173,7 +179,7 @@ def test_the_pocket_recipe_trains_and_answers_a_photo_with_a_box(
     assert ended.status == 0, ended.err
     assert "mask" not in ended.out
     (answer,) = json.loads((tmp_path / "found.json").read_text())["answers"]
-    assert set(answer) == {"phrase", "unknown_words", "box", "objectness"}
+    assert set(answer) == {"phrase", "unknown_words", "box_xyxy", "box_xywh", "objectness"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["found.json", "found.png", "run"]
     ended = run("eval", "--run", trained, "--split", "val", "--json")
     measured = json.loads(ended.out)

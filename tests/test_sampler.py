@@ -2,12 +2,24 @@
 
 import re
 from collections import Counter
+from itertools import groupby
 
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from weakmcn.model.sampler import check_ranks, epoch_batches, order_digest, share_of, steps_per_epoch, strangers
+from weakmcn.model.sampler import (
+    check_ranks,
+    epoch_batches,
+    epoch_image_batches,
+    image_share_of,
+    image_steps_per_epoch,
+    images_in_batch,
+    order_digest,
+    share_of,
+    steps_per_epoch,
+    strangers,
+)
 from weakmcn.shards.errors import ConfigError
 
 WORLDS = (1, 2, 4, 8)
@@ -148,3 +160,76 @@ def test_every_caption_goes_to_another_image(images: list[int], seed: int) -> No
     assert sorted(giver) == list(range(len(images)))
     assert all(images[giver[taker]] != images[taker] for taker in range(len(images)))
     assert np.array_equal(giver, strangers(images, seed))
+
+
+# By images
+
+
+@given(IMAGES, st.integers(1, 12), st.integers(0, 3))
+def test_an_image_comes_at_most_once_an_epoch_with_all_its_references_beside_one_another(
+    images: list[int], batch: int, epoch: int
+) -> None:
+    assume(len(set(images)) >= max(2, batch))
+    batches = epoch_image_batches(images, one_sentence_each(images), seed=1, epoch=epoch, batch=batch)
+    size = images_in_batch(images, batch)
+    assert len(batches) == image_steps_per_epoch(images, batch) == len(set(images)) // size
+    order = [images[reference] for one in batches for reference, _ in one]
+    runs = [image for image, _ in groupby(order)]
+    assert len(runs) == len(set(runs)) == size * len(batches)
+    assert len({reference for one in batches for reference, _ in one}) == len(order)
+    assert all(len({images[reference] for reference, _ in one}) == size for one in batches)
+
+
+@given(IMAGES, st.integers(1, 12), st.integers(0, 3))
+def test_batches_of_images_have_equally_many_references_and_few_are_left_out_for_it(
+    images: list[int], batch: int, epoch: int
+) -> None:
+    assume(len(set(images)) >= max(2, batch))
+    batches = epoch_image_batches(images, one_sentence_each(images), seed=1, epoch=epoch, batch=batch)
+    assert len({len(one) for one in batches}) == 1
+    drawn = {images[reference] for one in batches for reference, _ in one}
+    left_out = sum(image in drawn for image in images) - sum(map(len, batches))
+    assert left_out < len(batches) * max(Counter(images).values())
+
+
+def test_of_usual_photographs_less_than_a_reference_a_batch_is_left_out() -> None:
+    rng = np.random.default_rng(0)
+    images = [image for image in range(2000) for _ in range(rng.integers(1, 5))]
+    batches = epoch_image_batches(images, one_sentence_each(images), seed=1, epoch=0, batch=40)
+    assert len(images) - sum(map(len, batches)) < len(batches) + 40  # and a last batch that is not full
+
+
+@given(IMAGES, st.integers(0, 3))
+def test_the_shares_of_a_batch_of_images_are_the_batch_with_equally_many_images_each(
+    images: list[int], epoch: int
+) -> None:
+    assume(len(set(images)) >= 4)
+    batch = 4 * len(images) // len(set(images))
+    assume(images_in_batch(images, batch) == 4)
+    for one in epoch_image_batches(images, one_sentence_each(images), seed=1, epoch=epoch, batch=batch):
+        for ranks in (1, 2, 4):
+            shares = [image_share_of(one, images, rank, ranks) for rank in range(ranks)]
+            assert [draw for share in shares for draw in share] == one
+            assert {len({images[reference] for reference, _ in share}) for share in shares} == {4 // ranks}
+
+
+def test_by_images_too_the_order_is_a_function_of_seed_and_epoch() -> None:
+    images = [number // 3 for number in range(90)]
+    sentences = [[0, 2]] * 90
+
+    def digest(seed: int, epoch: int) -> str:
+        return order_digest(epoch_image_batches(images, sentences, seed=seed, epoch=epoch, batch=5))
+
+    assert digest(1, 2) == digest(1, 2)
+    assert len({digest(1, 2), digest(1, 3), digest(2, 2)}) == 3
+    drawn = {s for one in epoch_image_batches(images, sentences, seed=1, epoch=0, batch=5) for _, s in one}
+    assert drawn == {0, 2}
+
+
+def test_a_step_has_as_many_images_as_have_the_batchs_references_and_is_refused_where_there_are_fewer() -> None:
+    images = [number // 3 for number in range(90)]
+    assert images_in_batch(images, 12) == 4
+    assert images_in_batch(images, 1) == 2, "a text needs another image to be told from"
+    assert [len(one) for one in epoch_image_batches(images, [[0]] * 90, seed=0, epoch=0, batch=12)] == [12] * 7
+    with pytest.raises(ConfigError, match=r"batch=99 takes 33 images, the training references have 30; lower the"):
+        epoch_image_batches(images, [[0]] * 90, seed=0, epoch=0, batch=99)

@@ -1,6 +1,6 @@
 """The learning rate, a step and the moving average of method section 14, worked by hand."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from weakmcn.model.ranks import Ranks
 from weakmcn.model.schedule import MovingAverage, averaged, learning_rate
 from weakmcn.model.state import TrainState
 from weakmcn.model.train import train_epoch
+from weakmcn.shards.errors import ConfigError
 
 RECIPE = TrainConfig(epochs=6, warmup_epochs=2, warmup_lr=1e-3, lr=9e-3, min_lr=1e-3)
 STEPS = 4  # an epoch: 8 steps of warm-up, 16 of cosine
@@ -52,6 +53,46 @@ def test_the_released_rates_of_refcoco(step: int, rate: float) -> None:
 
 def test_without_warm_up_the_first_step_has_the_full_rate() -> None:
     assert learning_rate(0, STEPS, TrainConfig(warmup_epochs=0)) == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize(("step", "rate"), [(0, 1e-3), (8, 9e-3), (16, 5e-3), (24, 1e-3)])
+def test_the_rate_may_fall_along_a_power_of_the_steps_left(step: int, rate: float) -> None:
+    linear = replace(RECIPE, schedule="poly", poly_power=1.0)
+    assert learning_rate(step, STEPS, linear) == pytest.approx(rate)
+    steep = replace(RECIPE, schedule="poly", poly_power=2.0)
+    assert learning_rate(16, STEPS, steep) == pytest.approx(1e-3 + 8e-3 / 4)
+
+
+def test_warm_up_may_be_counted_in_steps_too() -> None:
+    finer = replace(RECIPE, warmup_epochs=1, warmup_steps=4)
+    assert [learning_rate(step, STEPS, finer) for step in range(25)] == [
+        learning_rate(step, STEPS, RECIPE) for step in range(25)
+    ]
+
+
+@pytest.mark.parametrize(("optimiser", "weight"), [("adam", 1.0), ("adamw", 1 - 0.1 * 0.25)])
+def test_adamw_takes_a_share_of_the_weight_away_at_every_step(optimiser: str, weight: float) -> None:
+    config = replace(RECIPE, optimiser=optimiser, weight_decay=0.25 if optimiser == "adamw" else 0.0)
+    net = one_weight(1.0)
+    state = TrainState.start(net, config)
+    state.set_rate(0.1)
+    net.weight.grad = torch.zeros(1, 1)
+    state.optimiser.step()
+    assert net.weight.item() == pytest.approx(weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"optimiser": "sgd"}, "optimiser='sgd' is not known; choose one of adam, adamw"),
+        ({"schedule": "step"}, "schedule='step' is not known; choose one of cosine, poly"),
+        ({"weight_decay": 0.1}, "weight_decay=0.1 needs optimiser=adamw"),
+        ({"warmup_steps": -1}, "warmup_steps=-1 must not be negative"),
+    ],
+)
+def test_recipes_that_cannot_be_are_refused(change: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        replace(RECIPE, **change)
 
 
 def one_weight(value: float) -> nn.Linear:

@@ -26,7 +26,8 @@ from weakmcn.model.run import Run
 from weakmcn.model.sampler import epoch_batches
 from weakmcn.model.samples import training_samples
 from weakmcn.model.state import TrainState
-from weakmcn.model.train import NotFinite, TrainSettings, train
+from weakmcn.model.train import NotFinite, train
+from weakmcn.model.train_settings import TrainSettings
 from weakmcn.shards.errors import CheckpointError, ConfigError, InputError, StoreError, WeakmcnError
 from weakmcn.shards.fingerprint import fingerprint
 from weakmcn.shards.lock import only_writer
@@ -90,6 +91,42 @@ def test_it_learns_what_the_captions_say_and_nothing_from_captions_of_other_imag
     assert learned.summary["rec_acc50"] > 65  # one of three candidates by chance
     assert shuffled.summary["rec_acc50"] < 50
     assert learned.baselines["random"]["rec_acc50"] == pytest.approx(100 / 3)
+
+
+def test_by_images_it_learns_the_same_from_fewer_steps_and_a_crash_changes_no_byte(tmp_path: Path) -> None:
+    def again(rows: Rows) -> None:  # a second reference for every other image
+        rows += [row | {"ref_id": row["ref_id"] + 5000} for row in rows[::2]]
+
+    store = make_store(tmp_path / "store", train=320, val=60, edit=again)
+    model = replace(TINY, warm_epochs=6)
+    recipe = replace(RECIPE, epochs=7, batch=48, lr=1e-2, sampling="images")
+    run = train(settings(store, tmp_path / "run", model=model, recipe=recipe))
+    assert evaluate_run(run, "val").summary["rec_acc50"] > 65  # one of three candidates by chance
+    timing = [json.loads(line) for line in run.timing.read_text().splitlines()]
+    assert [line["references"] for line in timing] == [10 * 48] * 7, "32 images a step, half of them with two"
+    wanted = settings(store, tmp_path / "again", model=model, recipe=recipe, checkpoint_minutes=0)
+    with pytest.raises(Crash):
+        train(wanted, after_step=at_step(64, crash))
+    train(wanted)
+    assert content(tmp_path / "again") == content(run.path)
+
+
+def test_in_bfloat16_the_state_stays_in_float32_and_a_run_keeps_its_precision(store: Path, tmp_path: Path) -> None:
+    run = train(settings(store, tmp_path / "run", precision="bfloat16"))
+    saved, _ = checkpoint.newest(run.checkpoints)
+    assert saved is not None
+    kinds = {value.dtype for name, value in saved.tensors.items() if not name.startswith("rng/")}
+    assert kinds == {torch.float32, torch.int64}
+    assert run.facts["precision"] == "bfloat16"
+    with pytest.raises(ConfigError, match="precision='bfloat16', this command says 'float32'"):
+        train(settings(store, tmp_path / "run", precision="float32"))
+
+
+def test_a_precision_that_the_method_or_the_program_does_not_know_is_refused(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="precision='half' is not known; choose auto, float32, bfloat16"):
+        settings(store, tmp_path / "run", precision="half")
+    with pytest.raises(ConfigError, match="precision='bfloat16': apl is trained in float32 alone"):
+        settings(store, tmp_path / "run", precision="bfloat16", method="apl")
 
 
 def test_the_run_folder_is_self_contained(undisturbed: Run, store: Path) -> None:
@@ -160,8 +197,9 @@ def test_a_signal_during_the_last_step_lets_the_run_finish(store: Path, undistur
     assert content(tmp_path / "run") == content(undisturbed.path)
 
 
-def test_features_in_memory_give_the_same_bytes(store: Path, undisturbed: Run, tmp_path: Path) -> None:
-    train(settings(store, tmp_path / "run", features="ram"))
+@pytest.mark.parametrize("features", ["disk", "ram"])
+def test_where_columns_are_changes_no_byte(store: Path, undisturbed: Run, tmp_path: Path, features: str) -> None:
+    train(settings(store, tmp_path / "run", features=features))
     assert content(tmp_path / "run") == content(undisturbed.path)
 
 
@@ -205,6 +243,19 @@ def test_another_setting_in_the_same_folder_is_refused_by_name(
 ) -> None:
     with pytest.raises(ConfigError, match=name):
         train(settings(store, undisturbed.path, **change))
+
+
+def test_a_run_from_before_a_setting_existed_goes_on_with_the_value_it_had_by_itself(
+    store: Path, undisturbed: Run, tmp_path: Path
+) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(undisturbed.path, old)
+    facts = json.loads((old / "run.json").read_text())
+    for name in ("optimiser", "weight_decay", "schedule", "poly_power", "warmup_steps"):
+        del facts["train"][name]
+    (old / "run.json").write_text(json.dumps(facts))
+    assert Run.open(old).train == undisturbed.train
+    assert train(settings(store, old)).path == old
 
 
 def reworded(rows: Rows) -> None:
@@ -502,11 +553,13 @@ def test_every_line_about_an_epoch_fits_a_terminal(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(settings(store, tmp_path / "run"))
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch")]
+    told = capsys.readouterr().err.splitlines()
+    lines = [line for line in told if line.startswith("epoch")]
     assert [line.split()[1] for line in lines] == ["1/3", "2/3", "3/3"]
     number = r"[\d.e+-]+"
     shape = rf"epoch \d/\d  det {number}  mask {number}  scl {number}  [\d,]+ ref/s  [\d.]+ s  \d+% waiting"
     assert all(re.fullmatch(shape, line) and len(line) <= 80 for line in lines)
+    assert re.fullmatch(r"[\d.]+ s of training, [\d.]+% of them waiting for data", told[-1])
 
 
 def test_a_stop_is_announced_while_the_step_still_runs() -> None:

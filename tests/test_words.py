@@ -20,7 +20,8 @@ from weakmcn.cli.settings import explained
 from weakmcn.model.evaluate import evaluate_run
 from weakmcn.model.run import Run
 from weakmcn.model.state import TrainState
-from weakmcn.model.train import TrainSettings, train
+from weakmcn.model.train import train
+from weakmcn.model.train_settings import TrainSettings
 from weakmcn.model.vocabulary import RESERVED, Vocabulary
 from weakmcn.model.words import WordTable, read_words, write_words
 from weakmcn.shards.errors import ConfigError

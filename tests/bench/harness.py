@@ -45,16 +45,22 @@ class Timing:
 
 
 def in_turn(
-    variants: Mapping[str, Callable[[], object]], *, repeats: int = REPEATS, warm: int = 1
+    variants: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int = REPEATS,
+    warm: int = 1,
+    before: Callable[[], object] = lambda: None,
 ) -> dict[str, Timing]:
     """Run every variant once a round, `repeats` rounds after `warm` rounds that are not counted.
 
-    On a GPU a variant must wait for its own work (torch.cuda.synchronize) before it returns.
+    before: called ahead of each, not counted. On a GPU a variant must wait for its own work (torch.cuda.synchronize)
+    before it returns.
     """
     wall: dict[str, list[float]] = {name: [] for name in variants}
     cpu: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(-warm, repeats):
         for name, work in variants.items():
+            before()
             wall_0, cpu_0 = time.perf_counter(), time.process_time()
             work()
             wall_1, cpu_1 = time.perf_counter(), time.process_time()

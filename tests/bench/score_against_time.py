@@ -19,7 +19,8 @@ from weakmcn.model.config import preset, train_preset
 from weakmcn.model.evaluate import evaluate
 from weakmcn.model.methods import method_of
 from weakmcn.model.state import TrainState
-from weakmcn.model.train import TrainSettings, train
+from weakmcn.model.train import train
+from weakmcn.model.train_settings import TrainSettings
 from weakmcn.model.vocabulary import Vocabulary
 from weakmcn.shards.store import Store
 

@@ -71,8 +71,7 @@ def _power(folder: Path, count: int, share: float, seed: int) -> tuple[int, list
         seen += 1
         wrong = world.wrongly_finished(left)
         if seen % max(4, round(4 / share)) == 0:
-            status, printed = world.command(left)
-            wrong += world.differences(left) if status == 0 else [f"cannot be gone on with: {printed}"]
+            wrong += world.wrong_after_going_on(left)
         return wrong
 
     done = power_cuts(lambda: world.command(folder / "store")[0], folder / "store", check, folder)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 from weakmcn.model import checkpoint
-from weakmcn.model.train import TrainSettings, train
+from weakmcn.model.train import train
+from weakmcn.model.train_settings import TrainSettings
 from weakmcn.shards.errors import WeakmcnError
 
 from ..tiny import digests

@@ -86,6 +86,11 @@ class World:
         names = sorted(found.keys() | self.expected.keys())
         return [f"{name} differs" for name in names if found.get(name) != self.expected.get(name)]
 
+    def wrong_after_going_on(self, store: Path) -> list[str]:
+        """What a run that goes on from what is in `store` leaves other than an undisturbed one; from any thread."""
+        report = self.precompute(store)
+        return self.differences(store) if report.exit_code == 0 else [f"cannot be gone on with: {report.failures}"]
+
     def wrongly_finished(self, store: Path) -> list[str]:
         """Tars that a reader or a plan would take for finished although their bytes are others."""
         found = digests(store) if store.exists() else {}

@@ -1,0 +1,115 @@
+"""What `predict` is asked: photographs, in folders or one by one, and for each the phrases to find on it."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..pipeline.images import fit_letterbox, read_photo, shown
+from ..shards.errors import ImageError, InputError
+from ..shards.records import read_rows
+from .answering import with_words
+
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp"),
+    *(".webp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl"),  # not read, and told so
+)
+"""Files of a folder that are meant as photographs; the others are passed over."""
+LISTED = 100
+"""Broken photographs named in one message."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One photograph and what to find on it."""
+
+    image: Path
+    name: str
+    """What its answers are called: its file below the folder that was named, "sub/dog.jpg"."""
+    phrases: tuple[str, ...]
+
+
+def questions(
+    images: Sequence[Path], phrases: Sequence[str], pairs: Path | None, *, leave_out: Path | None
+) -> list[Question]:
+    """The photographs in the order they were named, those of a folder by name, each once.
+
+    images: files and folders, looked through to the bottom, each asked for all `phrases`. pairs: JSON lines of
+    {"image", "phrase"}. leave_out: a folder below one of these that holds answers, not photographs.
+    """
+    texts = tuple(dict.fromkeys(with_words(phrase) for phrase in phrases))
+    asked: dict[Path, tuple[str, list[str]]] = {}
+    for given in images:
+        found = _in_folder(given, leave_out) if given.is_dir() else [(given, given.name)]
+        for image, name in found:
+            asked.setdefault(image, (name, []))[1].extend(texts)
+    for image, phrase in [] if pairs is None else _pairs(pairs):
+        asked.setdefault(image, (image.name, []))[1].append(phrase)
+    return [
+        Question(image=image, name=name, phrases=tuple(dict.fromkeys(wanted)))
+        for image, (name, wanted) in asked.items()
+    ]
+
+
+def broken(questions: Sequence[Question], *, side: int) -> dict[Path, str]:
+    """The photographs that cannot be used, with the reason; each is decoded whole. side: edge of the canvas."""
+    pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+    try:
+        faults = pool.map(partial(_fault, side=side), [question.image for question in questions])
+        return {question.image: fault for question, fault in zip(questions, faults, strict=True) if fault is not None}
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def require_sound(bad: dict[Path, str], total: int, *, skip_bad: bool) -> None:
+    """ImageError that lists the broken photographs, unless they may be left out and others remain."""
+    if not bad or (skip_bad and len(bad) < total):
+        return
+    if total == 1:
+        raise ImageError(next(iter(bad.values())))
+    lines = [f"{len(bad):,} of {total:,} photographs cannot be used; mend them, or leave them out with --skip-bad:"]
+    lines += list(bad.values())[:LISTED]
+    if len(bad) > LISTED:
+        lines.append(f"and {len(bad) - LISTED:,} more")
+    raise ImageError("\n".join(lines))
+
+
+def _fault(image: Path, *, side: int) -> str | None:
+    try:
+        height, width = read_photo(image).shape[:2]
+        fit_letterbox(image, height, width, side)
+    except ImageError as fault:
+        return str(fault)
+    return None
+
+
+def _in_folder(folder: Path, leave_out: Path | None) -> list[tuple[Path, str]]:
+    """The photographs below a folder, hidden ones left out, with their names relative to it; InputError for none."""
+    answers = leave_out.resolve() if leave_out is not None else None
+    if answers is not None and folder.resolve() not in answers.parents:
+        answers = None
+    found = []
+    for path in sorted(folder.rglob("*")):
+        below = path.relative_to(folder)
+        is_hidden = any(part.startswith(".") for part in below.parts)
+        is_answer = answers is not None and answers in path.resolve().parents
+        if path.suffix.lower() in SUFFIXES and not (is_hidden or is_answer or path.is_dir()):
+            found.append((path, below.as_posix()))
+    if not found:
+        raise InputError(f"--image {shown(folder)}: no photograph in this folder; name one with JPEG, PNG, GIF or BMP.")
+    return found
+
+
+def _pairs(file: Path) -> list[tuple[Path, str]]:
+    """(photograph, phrase) of each row; a relative path starts at the file's own folder."""
+    return [_pair(file, place, row) for place, row in read_rows(file)]
+
+
+def _pair(file: Path, place: str, row: Any) -> tuple[Path, str]:
+    image, phrase = (row.get("image"), row.get("phrase")) if isinstance(row, dict) else (None, None)
+    if not (isinstance(image, str) and image and isinstance(phrase, str)):
+        raise InputError(f'--pairs {file}: {place} is no {{"image": "a.jpg", "phrase": "left dog"}}; write it so.')
+    return file.parent / image, with_words(phrase, f"--pairs {file}: {place}")
