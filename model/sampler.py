@@ -54,10 +54,8 @@ def epoch_batches(
     The references are shuffled; one whose image is already in the batch waits for the next. Towards the end of the
     epoch an image with a reference left for every batch left goes first, which keeps the batches full.
     """
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch])))
-    usable = [index for index, choices in enumerate(sentences) if len(choices)]
-    places = rng.integers([len(sentences[index]) for index in usable])
-    drawn = {index: int(sentences[index][place]) for index, place in zip(usable, places, strict=True)}
+    rng, drawn = _drawn(sentences, seed, epoch)
+    usable = list(drawn)
     queue = deque(usable[place] for place in rng.permutation(len(usable)))
     left = Counter(images[index] for index in usable)
     most = max(left.values(), default=0)
@@ -78,6 +76,14 @@ def epoch_batches(
         left.subtract(chosen.keys())
         batches.append([(index, drawn[index]) for index in chosen.values()])
     return batches
+
+
+def _drawn(sentences: Sequence[Sequence[int]], seed: int, epoch: int) -> tuple[np.random.Generator, dict[int, int]]:
+    """The generator of an epoch, and for each reference that has any one of its sentences, drawn uniformly."""
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch])))
+    usable = [index for index, choices in enumerate(sentences) if len(choices)]
+    places = rng.integers([len(sentences[index]) for index in usable])
+    return rng, {index: int(sentences[index][place]) for index, place in zip(usable, places, strict=True)}
 
 
 def images_in_batch(images: Sequence, batch: int) -> int:
@@ -111,13 +117,11 @@ def epoch_image_batches(
     first and else at random, to the batch that has fewest yet. What a batch then has too many is left out, at random,
     though never all of an image.
     """
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch])))
-    usable = [index for index, choices in enumerate(sentences) if len(choices)]
-    places = rng.integers([len(sentences[index]) for index in usable])
+    rng, drawn = _drawn(sentences, seed, epoch)
     draws: dict = {}
-    for index, place in zip(usable, places, strict=True):
-        draws.setdefault(images[index], []).append((index, int(sentences[index][place])))
-    having = [images[index] for index in usable]
+    for draw in drawn.items():
+        draws.setdefault(images[draw[0]], []).append(draw)
+    having = [images[index] for index in drawn]
     steps, size = image_steps_per_epoch(having, batch), images_in_batch(having, batch)
     groups = list(draws.values())
     chosen = [groups[place] for place in rng.permutation(len(groups))[: steps * size]]

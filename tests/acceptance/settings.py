@@ -27,7 +27,7 @@ from weakmcn.shards.store import Store
 from .. import synthetic
 
 BATCH = 24
-SLOTS_RATE = 1.2e-3
+SLOTS_RATE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def segmenter(grid: int = 16, channels: int = 64, **more: Any) -> SegmenterConfi
 
 def slots(grid: int = 12, channels: int = 48, **more: Any) -> ShatterConfig:
     # Four hundred steps are too few for a sentence encoder with attention, or with dropout, to tell images apart.
-    quick: dict[str, Any] = {**COMMON, "text_layers": 0, "dropout": 0.0}
+    quick: dict[str, Any] = {**COMMON, "word_dim": 64, "text_layers": 0, "dropout": 0.0}
     sizes: dict[str, Any] = {**quick, "slot_dim": 64, "gaussians": 4, "draws": 2, "rounds": 3, **more}
     return ShatterConfig(side_px=synthetic.CELL * grid, dino_channels=channels, **sizes)
 
@@ -97,8 +97,8 @@ def trained(store: Path, out: Path, model: ModelConfig, method: str, *, steps: i
         lr=1e-3,
         seed=seed,
     )
-    if method == "sag-c":  # a steady rate
-        fast = replace(fast, lr=SLOTS_RATE, warmup_steps=0, schedule="poly", poly_power=0.0)
+    if method == "sag-c":  # a steady rate after a short warm-up
+        fast = replace(fast, lr=SLOTS_RATE, warmup_steps=40, schedule="poly", poly_power=0.0)
     settings = TrainSettings(
         store=store, dataset=synthetic.DATASET, out=out, model=model, train=fast, method=method, device="cpu", **more
     )
