@@ -119,7 +119,7 @@ class _Answering:
             boxes, masks = self._answered(self._batch(chosen, self._seen(photos, encoders)))
             return [
                 (
-                    photo.letterbox.to_photo(boxes[place]),
+                    None if boxes is None else photo.letterbox.to_photo(boxes[place]),
                     None if masks is None else photo.letterbox.mask_to_photo(masks[place]),
                 )
                 for place, photo in enumerate(photos)
@@ -175,8 +175,8 @@ class _Answering:
             tokens=torch.from_numpy(np.stack(tokens)).to(self._device),
         )
 
-    def _answered(self, batch: Batch) -> tuple[np.ndarray, np.ndarray | None]:
-        """Boxes [B, 4] and masks [B, S, S] on the host, in the canvas frame."""
+    def _answered(self, batch: Batch) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Boxes [B, 4] and masks [B, S, S] on the host, in the canvas frame; None for what is not predicted."""
         found: Any = self._net.predict(batch)  # pyright: ignore[reportCallIssue]
         masks = None if found.mask_logits is None else (found.mask_logits > 0).to(torch.uint8).cpu().numpy()
-        return found.boxes.cpu().numpy(), masks
+        return None if found.boxes is None else found.boxes.cpu().numpy(), masks

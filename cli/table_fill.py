@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..model.config import PRESETS
+from ..model.methods import method_of
 from ..model.parameters import parameter_table
 from ..model.references import references_of
 from ..model.run import Run
@@ -52,6 +53,8 @@ class Plan:
         except InputError as fault:
             self.absent[system] = str(fault)
             return
+        if system.after:
+            self._add(system.after, seed)
         self._of[system, seed] = self.runs.setdefault(planned.name, planned)
 
     def of_system(self, system: System) -> list[Planned]:
@@ -171,6 +174,9 @@ class Filler:
         notes = [f"Percent of all sentences of {of}. REC: box IoU > 0.5. RES: mean IoU of the masks."]
         if self.plan.seeds > 1:
             notes.append(f"Mean ± sample standard deviation over seeds 0 to {self.plan.seeds - 1}.")
+        methods = dict.fromkeys(row.system for row in table.rows)
+        for planned in [planned for system in methods for planned in self.plan.of_system(system)[:1]]:
+            notes += method_of(planned.training.method).remarks(planned.training.model)
         if any(row.res == "SAM head" for row in table.rows):
             notes.append(
                 f"{SAM_MARK} the SAM head: SAM's mask of the predicted box; the system itself predicts no mask."

@@ -21,7 +21,7 @@ import torch
 
 from ..model.batch import SOURCES
 from ..model.children import Report, received_order, run_ranks
-from ..model.config import ModelConfig, TrainConfig
+from ..model.config import TrainConfig
 from ..model.evaluate import evaluate_run
 from ..model.interrupts import Interrupted
 from ..model.journal import seconds_trained
@@ -52,6 +52,8 @@ class Planned:
 
     name: str
     training: TrainSettings
+    made_from: str
+    """Fingerprint of all that it is trained on and with."""
     measured: Mapping[str, str]
     """Split -> fingerprint of all that the run's figures on it depend on."""
 
@@ -101,6 +103,7 @@ class Plans:
         """The run of a system for a seed. InputError where it cannot be: the store lacks a column, for instance."""
         usual_model, usual_train = recipe(system.method, self._preset)
         sections = {"model": usual_model, "train": usual_train}
+        first = self.plan(system.after, seed) if system.after else None
         asked = parsed(sections, [*self._assignments, *system.settings, f"train.seed={seed}"])
         changes, _ = implied(sections, asked, has_words=self._words is not None)
         chosen = changed(sections, changes)
@@ -120,6 +123,7 @@ class Plans:
                 "columns": columns,
                 "samples": dict(digests),
                 "words": self._words_digest,
+                **({"first_stage": first.made_from} if first else {}),
             }
         )
         name = f"{system.method}-{short(made_from)}"
@@ -132,9 +136,11 @@ class Plans:
                 model=model,
                 train=optimisation,
                 method=system.method,
-                words=self._words,
+                words=None if first else self._words,
+                first_stage=first.training.out if first else None,
                 device=self._device,
             ),
+            made_from=made_from,
             measured={split: self._measured(store, split, stages, made_from) for split in self._splits},
         )
 
@@ -211,6 +217,12 @@ def make(out: Path, runs: Sequence[Planned], jobs: int) -> None:
     missing = [planned for planned in runs if not is_done(out, planned)]
     # The largest networks of a seed first, so that no long training is left alone at the end.
     missing.sort(key=lambda planned: (planned.training.train.seed, -_size(planned)))
+    for wave in ([each for each in missing if each.training.first_stage is None], missing):
+        _make_all(out, [planned for planned in wave if not is_done(out, planned)], jobs)
+
+
+def _make_all(out: Path, missing: Sequence[Planned], jobs: int) -> None:
+    """Those that need no run that is still to be made."""
     if min(jobs, len(missing)) <= 1:
         for number, planned in enumerate(missing, 1):
             tell(f"[{number}/{len(missing)}] {planned}")
@@ -266,7 +278,7 @@ def _made(out: Path, planned: Planned, *, beside: int) -> str:
                 beside=beside,
             )
             write_json(_result_file(out, planned.name, split), {**asdict(result), "made_from": made_from})
-            figures = {"REC": found.summary["rec_acc50"], "RES": found.summary.get("res_miou")}
+            figures = {"REC": found.summary.get("rec_acc50"), "RES": found.summary.get("res_miou")}
             said.append(f"{split} {', '.join(f'{name} {value:.1f}' for name, value in figures.items() if value)}")
         remove(_failure_file(out, planned.name))
         return "; ".join(said)
@@ -279,7 +291,8 @@ def _made(out: Path, planned: Planned, *, beside: int) -> str:
 
 def _planned(told: Mapping[str, Any]) -> Planned:
     training = told["training"]
-    sections = {"model": ModelConfig(**training["model"]), "train": TrainConfig(**training["train"])}
+    model = method_of(training["method"]).settings(**training["model"])
+    sections = {"model": model, "train": TrainConfig(**training["train"])}
     return Planned(**{**told, "training": TrainSettings(**{**training, **sections})})
 
 
