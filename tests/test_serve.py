@@ -95,6 +95,7 @@ def test_an_answer_is_that_of_predict(site: Site, answerer: Answerer, photo: Pat
     seen = Photo.read(KEY, photo, side=answerer.side)
     (found,) = answerer.answers(seen, answerer.see([seen])[0], ["the blorp ring"])
     told = reply.json
+    assert found.mask is not None
     assert told["box_xyxy"] == [round(float(value), 2) for value in found.box]
     assert told["objectness"] == round(found.objectness, 4)
     assert told["unknown_words"] == ["blorp"]
