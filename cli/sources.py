@@ -47,6 +47,7 @@ SOURCES: Mapping[str, str] = {
     "train.epochs": "EPOCHS",
     "train.warmup_lr": "WARMUP_LR",
     "train.warmup_epochs": "WARMUP",
+    "train.warmup_steps": "ours",
     "train.clip_norm": "GRAD_NORM_CLIP",
     "train.betas": "OPT_PARAMS",
     "train.eps": "OPT_PARAMS",

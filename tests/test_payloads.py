@@ -81,6 +81,14 @@ COMMANDS: dict[str, tuple[Place, ...]] = {
     ),
     "serve": places(("serve", "--run", "run", "--port", "0", "--checkpoint", "detect=payload"), "payload"),
     "export": places(("export", "--run", "run", "--format", "jsonl", "--out", "new"), *RUN_FILES, *STORE_FILES),
+    "check": (
+        *places(("check", "data"), *DATA_FILES[:-1]),
+        *places(("check", "data", "--words", "payload"), "payload"),
+    ),
+    "report": places(("report", "run", "--out", "new.html"), *RUN_FILES),
+    "tables": places(("tables", "1", "--shards", "payload", "--dataset", "refcoco"), "payload"),
+    "runs list": places(("runs", "list", "run"), *RUN_FILES, "run/eval-val.json"),
+    "runs compare": places(("runs", "compare", "run", "run"), *RUN_FILES, "run/eval-val.json"),
     "convert": (
         *places(("convert", "payload", "--annotations", "data/anns/refcoco.json", "--out", "new"), "payload"),
         *places(("convert", "payload", "--annotations", "payload", "--out", "new"), "payload"),
@@ -118,7 +126,7 @@ def test_every_command_is_tried() -> None:
             f"{name} {command.name or getattr(command.callback, '__name__', '')}"
             for command in group.registered_commands
         }
-    assert names == COMMANDS.keys() | {"doctor"}
+    assert names == COMMANDS.keys() | {"doctor", "presets"}, "those two are given no file of a user's"
 
 
 def put(commands: Commands, pair: Path, folder: Path, payload: Payload, place: Place) -> Ended:
