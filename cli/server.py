@@ -137,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _get(self, path: str) -> tuple[str, bytes]:
         if path in PAGE:
             name, kind = PAGE[path]
-            return kind, files(__package__ or "weakmcn.cli").joinpath("page", name).read_bytes()
+            return kind, files("weakmcn.cli").joinpath("page", name).read_bytes()
         return "application/json", _json(self.server.facts)
 
     def _post(self, path: str) -> tuple[str, bytes]:

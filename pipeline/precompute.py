@@ -149,11 +149,11 @@ def precompute(
             with console.status("") as status:
                 told = lambda stage: status.update(f"trying {stage} on some photographs")  # noqa: E731
                 plan = probed(plan, shards, workers=expected, told=told)
-        if dry_run:
+        if dry_run and not plan.is_done:
             shared = shared_note(plan, index_folder, dataset, splits, shards)
             plan = replace(plan, notes=(*shared, *plan.notes))
         tell_plan(console, index, plan)
-        if dry_run and not plan.is_done:
+        if dry_run and any(stage.due for stage in plan.stages):
             console.print()
             console.print(codec_table(plan))
         require_fit(plan.networks, decided)

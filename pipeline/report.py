@@ -101,7 +101,7 @@ def plan_table(plan: Plan) -> Table:
 def _how_known(plan: Plan) -> str:
     """How the seconds were found."""
     tried = [stage.probed for stage in plan.stages if stage.due]
-    if not all(tried):
+    if not tried or not all(tried):
         return "a rough estimate" if not any(tried) else "in part a rough estimate"
     least, most = min(tried), max(tried)
     return f"measured on {least if least == most else f'{least} to {most}'} images"

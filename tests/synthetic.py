@@ -30,7 +30,7 @@ CELL = 16
 CATEGORIES = ("dog", "car", "cup", "tree", "shoe", "lamp")
 COLOURS = ("red", "green", "blue", "white", "black")
 PROPOSALS = 9
-DARK, JOINT = 8, 16
+DARK, JOINT = 48, 16
 """Channels of each of the detector's maps, and width of CLIP's space."""
 CODE, JITTER, NOISE = 4.0, 0.3, 0.6
 """Length of a code; deviation of what an object and a cell add to it."""
@@ -57,9 +57,9 @@ class Codes:
             drawn = rng.normal(size=(count, channels))
             return CODE * drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
 
-        sizes = (len(CATEGORIES), len(COLOURS), 4)
+        kinds = [codes(count) for count in (len(CATEGORIES), len(COLOURS), 4)]
         scaled = [rng.normal(size=(size, channels)) / np.sqrt(channels) for size in (DARK, JOINT)]
-        return cls(*(codes(size) for size in sizes), *scaled)
+        return cls(*kinds, *scaled)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from weakmcn.pipeline.config import PipelineConfig
 from weakmcn.pipeline.plan import Plan
-from weakmcn.pipeline.precompute import Report, precompute
+from weakmcn.pipeline.precompute import Report, precompute, settings
 from weakmcn.pipeline.sizes import codec_table
 from weakmcn.shards.codec import CODECS
 from weakmcn.shards.store import Store
@@ -156,6 +156,18 @@ def test_statistics_that_are_to_be_taken_first_are_part_of_the_time(world: World
     assert 0 < plan.statistics.seconds < plan.seconds
 
 
+def test_statistics_that_are_all_that_is_missing_are_planned_without_a_probe(world: World, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    assert world.run(store, stages=["detect"], detector_bn="reestimate").exit_code == 0
+    shutil.rmtree(store / "weights")
+    told = StringIO()
+    plan = world.run(store, stages=["detect"], config=settings(store), dry_run=True, probe=True, told=told).plan
+    assert not plan.is_done
+    assert due(plan) == {"detect": 0}
+    assert "a rough estimate" in told.getvalue()
+    assert "bytes to write" not in told.getvalue()
+
+
 def test_each_codec_has_the_bytes_that_a_plan_with_it_has(world: World, tmp_path: Path) -> None:
     totals = {
         codec: world.plan(tmp_path / "s", probe=False, config=replace(world.config, codec=codec)) for codec in CODECS
@@ -180,6 +192,7 @@ def test_a_store_that_is_up_to_date_has_no_network_to_try(world: World) -> None:
     told = StringIO()
     plan = world.run(world.store, dry_run=True, probe=True, told=told).plan
     assert plan.is_done
+    assert plan.notes == ()
     assert "nothing to do" in told.getvalue()
     assert "bytes to write" not in told.getvalue()
 
