@@ -217,8 +217,8 @@ def _gallery(contents: Contents) -> str:
     kinds = "".join(f'<option value="{kind}">kind {kind}</option>' for kind in KINDS)
     form = (
         '<form><label>Cases<select name="group"><option value="">all</option>' + groups + "</select></label>"
-        '<label>Answer<select name="answer"><option value="">right and wrong</option><option value="right">right</option>'
-        '<option value="wrong">wrong</option></select></label>'
+        '<label>Answer<select name="answer"><option value="">right and wrong</option>'
+        '<option value="right">right</option><option value="wrong">wrong</option></select></label>'
         '<label>Failure<select name="kind"><option value="">any or none</option>' + kinds + "</select></label>"
         '<label>Words, at least<input type="number" name="least" min="0"></label>'
         '<label>at most<input type="number" name="most" min="0"></label>'
