@@ -59,12 +59,10 @@ class Case:
     """Share of the photograph that the true mask covers; the true box where there is no mask."""
     mask_iou: float
     """Of the system's own mask; of SAM's mask of its box where it predicts none."""
+    right: bool
+    """Box IoU > 0.5; of a system without boxes, mask IoU > 0.5."""
     kind: int | None
-    """Which kind of failure, of `KINDS`."""
-
-    @property
-    def right(self) -> bool:
-        return self.record.box_iou > 0.5
+    """Which kind of failure, of `KINDS`; a system without boxes has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +75,10 @@ class Target:
     """Height and width of the photograph."""
 
 
-def case_of(record: SentenceRecord, target: Target, things: Sequence[Thing], *, own_masks: bool) -> Case:
-    """things: all annotated objects of the photograph. own_masks: whether the system predicts masks."""
+def case_of(
+    record: SentenceRecord, target: Target, things: Sequence[Thing], *, own_masks: bool, boxes: bool = True
+) -> Case:
+    """things: all annotated objects of the photograph. own_masks, boxes: what the system predicts."""
     words = words_of(record.sentence)
     others = [thing for thing in things if not _same_box(thing.box_photo, record.truth_photo)]
     size = target.size
@@ -102,6 +102,7 @@ def case_of(record: SentenceRecord, target: Target, things: Sequence[Thing], *, 
         disagreement=None if mask is None or box is None else 1 - _iou_with_box(mask, box),
         size=true_area / (size[0] * size[1]),
         mask_iou=masked.mask_iou,
+        right=(record.box_iou if boxes else masked.mask_iou) > 0.5,
         kind=kind,
     )
 
@@ -113,7 +114,7 @@ class Bin:
     label: str
     count: int
     rec: float
-    """Percent with box IoU > 0.5."""
+    """Percent that are right."""
     res: float | None
     """Mean mask IoU in percent; None where nothing has a mask."""
 

@@ -69,13 +69,14 @@ def report(
     folder = data_folder(store, name, data)
     found = evaluate_run(opened, split, store=store, dataset=name, device=device)
     own_masks = opened.method.predicts_masks(opened.model)
-    judged, objects = _cases(found, store, folder, own_masks)
+    judged, objects = _cases(found, store, folder, own_masks, opened.method.boxes)
     contents = Contents(
         title=f"{opened.facts['method']} on {name} {split}",
         facts=_facts(opened, store),
         evaluation=found,
         cases=judged,
         own_masks=own_masks,
+        boxes=opened.method.boxes,
         objects=objects,
         shown=_shown(judged, cases, store, folder, name, split),
         losses=read_journal(opened.metrics),
@@ -96,7 +97,7 @@ def _facts(run: "Run", store: "Store") -> list[str]:
     ]
 
 
-def _cases(found: "Evaluation", store: "Store", folder: Path, own_masks: bool) -> "tuple[list[Case], str]":
+def _cases(found: "Evaluation", store: "Store", folder: Path, own_masks: bool, boxes: bool) -> "tuple[list[Case], str]":
     """Every sentence as a case, and where the other objects come from."""
     from ..pipeline.objects import Thing, things_of
     from .cases import Target, case_of
@@ -118,7 +119,7 @@ def _cases(found: "Evaluation", store: "Store", folder: Path, own_masks: bool) -
         if row["key"] in sizes  # not where precompute left the photograph out
     }
     judged = [
-        case_of(record, targets[record.ref_id], things[record.key], own_masks=own_masks)
+        case_of(record, targets[record.ref_id], things[record.key], own_masks=own_masks, boxes=boxes)
         for record in found.records
         if record.ref_id in targets
     ]

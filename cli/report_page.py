@@ -81,6 +81,8 @@ class Contents:
     cases: Sequence[Case]
     own_masks: bool
     """Whether the system predicts masks; else mask figures are those of the SAM head, or there are none."""
+    boxes: bool = True
+    """Whether it predicts boxes; else an answer is right whose mask is."""
     objects: str
     """Where "other objects" come from, in words."""
     shown: Sequence[Shown]
@@ -92,7 +94,12 @@ class Contents:
     @property
     def masks(self) -> bool:
         """Whether there are mask figures."""
-        return bool(self.evaluation.sam_head)
+        return self.own_masks or bool(self.evaluation.sam_head)
+
+    @property
+    def rec(self) -> str:
+        """What the share of right answers is called."""
+        return "REC Acc@0.5" if self.boxes else "RES Pr@0.5"
 
     @property
     def res(self) -> str:
@@ -170,12 +177,12 @@ def _breakdowns(contents: Contents) -> str:
         found = breakdown.bins(contents.cases, masks=contents.masks)
         if not found:
             continue
-        series = [("REC Acc@0.5", "rec", [each.rec for each in found])]
+        series = [(contents.rec, "rec", [each.rec for each in found])]
         if contents.masks:
             series.append((contents.res, "res", [each.res or 0.0 for each in found]))
         drawn = bars([each.label for each in found], series, [each.count for each in found], breakdown.axis)
         charts.append(f"<div><h3>{escape(breakdown.title)}</h3>{drawn}</div>")
-    key = '<i class="rec"></i>REC Acc@0.5'
+    key = f'<i class="rec"></i>{escape(contents.rec)}'
     if contents.masks:
         key += f'<i class="res"></i>{escape(contents.res)}'
     return (
@@ -185,6 +192,8 @@ def _breakdowns(contents: Contents) -> str:
 
 
 def _kinds(contents: Contents) -> str:
+    if not contents.boxes:
+        return ""
     total, wrong = len(contents.cases), sum(not case.right for case in contents.cases)
     boxes = []
     for kind, count in counted(contents.cases).items():
@@ -208,8 +217,8 @@ def _gallery(contents: Contents) -> str:
     kinds = "".join(f'<option value="{kind}">kind {kind}</option>' for kind in KINDS)
     form = (
         '<form><label>Cases<select name="group"><option value="">all</option>' + groups + "</select></label>"
-        '<label>Box<select name="answer"><option value="">right and wrong</option><option value="right">right</option>'
-        '<option value="wrong">wrong</option></select></label>'
+        '<label>Answer<select name="answer"><option value="">right and wrong</option>'
+        '<option value="right">right</option><option value="wrong">wrong</option></select></label>'
         '<label>Failure<select name="kind"><option value="">any or none</option>' + kinds + "</select></label>"
         '<label>Words, at least<input type="number" name="least" min="0"></label>'
         '<label>at most<input type="number" name="most" min="0"></label>'
@@ -218,14 +227,15 @@ def _gallery(contents: Contents) -> str:
     )
     return (
         '<p class="key"><i class="true"></i>truth<i class="predicted"></i>prediction; box and outline of the mask</p>'
-        f'{form}<div class="gallery">{"".join(map(_figure, contents.shown))}</div>'
+        f'{form}<div class="gallery">{"".join(_figure(shown, boxes=contents.boxes) for shown in contents.shown)}</div>'
     )
 
 
-def _figure(shown: Shown) -> str:
+def _figure(shown: Shown, *, boxes: bool) -> str:
     case, record = shown.case, shown.case.record
     answer = "right" if case.right else "wrong"
-    figures = record.miss or f"box IoU {record.box_iou:.2f}, mask IoU {case.mask_iou:.2f}"
+    figures = f"box IoU {record.box_iou:.2f}, " if boxes else ""
+    figures = record.miss or f"{figures}mask IoU {case.mask_iou:.2f}"
     kind = f", failure of kind {case.kind}" if case.kind else ""
     return (
         f'<figure class="{answer}" data-answer="{answer}" data-groups="{" ".join(shown.groups)}" '

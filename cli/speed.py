@@ -52,7 +52,7 @@ def machine() -> str:
     if not torch.cuda.is_available() and Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"{name}, torch {torch.__version__} on {torch.get_num_threads()} of its threads"
 
 
 def speeds(
@@ -173,6 +173,7 @@ class _Answering:
             **{field: stacked(column) for field, column in self._fields.items()},
             letterbox=stacked("letterbox"),
             tokens=torch.from_numpy(np.stack(tokens)).to(self._device),
+            images=torch.tensor([int(each.key) for each in chosen], device=self._device),
         )
 
     def _answered(self, batch: Batch) -> tuple[np.ndarray | None, np.ndarray | None]:

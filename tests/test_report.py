@@ -130,6 +130,19 @@ def test_a_case_counts_words_class_mates_and_the_share_of_the_photograph() -> No
     assert case.size == pytest.approx(100 / 800)
 
 
+def test_an_answer_without_a_box_is_right_where_its_mask_is() -> None:
+    def answer(x1: int) -> Case:
+        alone = replace(masked(0, 0, x1, 10), box_photo=None, box_iou=0.0)
+        return case_of(alone, TARGET, [NEIGHBOUR, FAR], own_masks=True, boxes=False)
+
+    assert [answer(x1).right for x1 in (10, 6, 5, 3)] == [True, True, False, False]
+    assert answer(5).kind is answer(5).overlap is None
+    text = page(replace(contents([answer(10), answer(3)]), boxes=False))
+    assert "Two kinds of failure" not in text
+    assert "RES Pr@0.5" in text
+    assert "box IoU 0.00" not in text
+
+
 def test_overlap_is_the_share_of_the_box_that_is_not_its_main_objects() -> None:
     inside = thing(0, 0, 10, 3)
     assert judged(record(), replace(inside, mask=filled(10, 0, 20, 3))).overlap == 0

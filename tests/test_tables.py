@@ -137,6 +137,22 @@ def test_two_trainings_at_once_give_the_figures_of_one_after_the_other(
         assert (one.beside, two.beside) == (0, 1)
 
 
+def test_a_second_stage_goes_on_from_the_first_of_its_seed_which_is_made_before_it(store: Path, tmp_path: Path) -> None:
+    first = System(method="tris-c", settings=("model.tris_dim=16",))
+    second = System(method="tris-c2", settings=("model.decoder_dims=8,8,8,8",), after=first)
+    table = Table(name="x", title="", rows=(Row(label="second", system=second, rec=False),))
+    plan = Plan.of(plans_of(store, tmp_path), [table], seeds=2)
+    assert plan.absent == {}
+    assert len(plan.runs) == 4
+    make(tmp_path, list(plan.runs.values())[:2], jobs=2)
+    (grid,) = filled(plan, tmp_path, table)
+    assert cells(grid)["second"]["REC val"] == "–"
+    assert cells(grid)["second"]["RES val"] != "–"
+    assert any("a cached-feature port, not a reproduction" in note for note in grid.notes)
+    made_after, before = (plan.of_system(system)[0].training.out for system in (second, first))
+    assert Run.open(made_after).facts["first_stage"]["run"] == str(before)
+
+
 def test_a_run_that_fails_is_told_in_its_row_and_keeps_no_other_from_being_made(store: Path, tmp_path: Path) -> None:
     broken = System(settings=("train.lr=1e30",))
     table = Table(name="x", title="", rows=(Row(label="broken", system=broken), *TWO_ROWS.rows[:1]))
