@@ -27,7 +27,7 @@ from weakmcn.shards.store import Store
 from .. import synthetic
 
 BATCH = 24
-SLOTS_RATE = 1e-3
+SLOTS_RATE, SEGMENTER_RATE = 1e-3, 3e-3
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def localiser(grid: int = 16, channels: int = 64, **more: Any) -> TrisConfig:
 
 
 def segmenter(grid: int = 16, channels: int = 64, **more: Any) -> SegmenterConfig:
-    sizes: dict[str, Any] = {**COMMON, "decoder_dims": (32, 32, 24, 16), **more}
+    sizes: dict[str, Any] = {**COMMON, "dropout": 0.0, "decoder_dims": (32, 32, 24, 16), **more}
     return SegmenterConfig(side_px=synthetic.CELL * grid, dino_channels=channels, **sizes)
 
 
@@ -97,6 +97,8 @@ def trained(store: Path, out: Path, model: ModelConfig, method: str, *, steps: i
         lr=1e-3,
         seed=seed,
     )
+    if method == "tris-c2":
+        fast = replace(fast, lr=SEGMENTER_RATE)
     if method == "sag-c":  # a steady rate after a short warm-up
         fast = replace(fast, lr=SLOTS_RATE, warmup_steps=40, schedule="poly", poly_power=0.0)
     settings = TrainSettings(
