@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest.mock import patch
 
 from rich.console import Console
 from weakmcn.cli.main import main
@@ -59,10 +60,10 @@ class World:
 
     def command(self, store: Path) -> tuple[int, str]:
         """`weakmcn precompute` in this process: exit code and what it wrote to stderr."""
-        PRESETS[PRESET] = self.config
         words = ["precompute", "--data", self.root / "data", "--dataset", "refcoco", "--split", "train,val"]
         words += ["--store", store, "--stages", ",".join(self.stages), "--preset", PRESET, "--executor", "local"]
-        return command(*words)
+        with patch.dict(PRESETS, {PRESET: self.config}):
+            return command(*words)
 
     def wrong_files(self, store: Path) -> list[str]:
         """Files under a final name that are not as an undisturbed run would have made them, and wrong records."""
