@@ -15,9 +15,26 @@ from .faults.sound import make_pair
 
 # Before torch is imported: on small tensors a second thread only waits for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray's workers are nice by default; beside other tests on two cores they would be taken for hanging.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 DEMO = ("--images", "64", "--epochs", "2", "--executor", "local", "--seed", "3")
 """The smallest demo there is a point in: 40 photographs to train on."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests share a process, for what they make once; those that start Ray share one, for there is one Ray.
+
+    First come tests that fork their process, which has no other threads then, beside them those that start Ray.
+    """
+
+    def group(item: pytest.Item) -> str:
+        return "ray" if item.get_closest_marker("ray") else item.path.name
+
+    first = ("test_io_faults.py", "ray")
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: first.index(group(item)) if group(item) in first else len(first))
 
 
 @pytest.fixture(scope="session")

@@ -101,7 +101,7 @@ def distances(
     """How far losses, gradients and statistics of a step on all ranks are from those of one process, at most.
 
     owner: the image of each of some expressions; by default each image has one. Gradients are compared in units of the
-    largest of them.
+    largest of them; "rounding" is how far those of one process are from the same in float64.
     """
     batch = make_batch(SIZE, APL_CONFIG) if method == "apl" else make_batch(SIZE)
     if owner is not None:
@@ -109,6 +109,8 @@ def distances(
         batch = replace(batch, tokens=words, owner=torch.tensor(owner))
     batch = replace(batch, pseudo=torch.arange(SIZE * 32, dtype=torch.uint8).view(SIZE, 16, 2))
     alone, shared = (_network(method, banks, getattr(torch, dtype)) for _ in range(2))
+    exact = _network(method, banks, torch.float64)
+    _step(exact, batch, epoch, ALONE)
     wanted, got = (
         _step(alone, batch, epoch, ALONE),
         _step(whole_batch(shared, ranks), _part(batch, ranks), epoch, ranks),
@@ -122,6 +124,7 @@ def distances(
         "losses": {name: _apart(wanted[name], got[name]) / max(1, abs(float(wanted[name]))) for name in wanted},
         "values": {name: float(value) for name, value in wanted.items()},
         "gradients": max(_apart(gradients[name], gradient) / largest for name, gradient in _gradients(shared)),
+        "rounding": max(_apart(gradients[name], gradient) / largest for name, gradient in _gradients(exact)),
         "weights_with_gradient": len(gradients),
         "statistics": max(_apart(buffer, buffers[name]) for name, buffer in shared.named_buffers()),
     }

@@ -75,7 +75,8 @@ def test_losses_gradients_and_statistics_are_those_of_one_process(
             assert found["values"]["total"] > 0.1
             assert found["weights_with_gradient"] > 20
             assert max(found["losses"].values()) < close
-            assert found["gradients"] < close
+            # TRIS-C normalises maps that are nearly flat, which enlarges what float32 rounds off in one process too.
+            assert found["gradients"] < max(close, 4 * found["rounding"])
             assert found["statistics"] < close
 
 

@@ -116,10 +116,13 @@ def test_figures_of_an_earlier_epoch_are_marked(world: Path, tmp_path: Path, run
 def test_a_damaged_run_is_told_and_hides_no_other(world: Path, tmp_path: Path, run) -> None:
     runs = copied(world, tmp_path)
     (runs / "long" / "run.json").write_text("{")
-    ended = run("runs", runs)
+    ended = run("runs", "list", runs, "--json")
     assert ended.status == 0
-    assert "damaged" in ended.out
-    assert "short" in ended.out
+    assert [(Path(row["run"]).name, "damaged" in (row["fault"] or "")) for row in json.loads(ended.out)] == [
+        ("long", True),
+        ("short", False),
+    ]
+    assert "damaged" in run("runs", runs).out
 
 
 @pytest.mark.parametrize(("place", "says"), [("nowhere", "no such folder"), ("empty", "no run")])
