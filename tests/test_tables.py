@@ -19,7 +19,7 @@ from weakmcn.cli.table_fill import Filler, Plan, is_the_papers
 from weakmcn.cli.table_rows import TABLES, Paper, Row, System, Table
 from weakmcn.cli.table_runs import Plans, make, result_of
 from weakmcn.cli.table_text import Grid, Value, as_csv, latex, markdown
-from weakmcn.cli.tables import chosen
+from weakmcn.cli.tables import chosen, table_of_teachers
 from weakmcn.model.evaluate import evaluate_run
 from weakmcn.model.journal import seconds_trained
 from weakmcn.model.methods import METHODS
@@ -30,7 +30,7 @@ from weakmcn.shards.store import IMAGES_FILE, Store, write_stage_json
 from weakmcn.shards.tables import read_table, write_table
 
 from .conftest import Ended
-from .worlds import DATASET, RECIPE, TINY, make_store
+from .worlds import DATASET, RECIPE, TINY, make_store, scenes, write_family
 
 SMALL = (
     *(f"model.{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
@@ -215,6 +215,30 @@ def test_a_row_that_the_store_cannot_give_stays_with_the_command_that_mends_it(s
     (grid,) = filled(plan, tmp_path, table)
     assert cells(grid)["clip ‡"] == {"REC val": "–", "RES val": "–"}
     assert any("no clip column" in note and "--stages clip" in note for note in grid.notes)
+
+
+def test_a_store_of_another_sam_is_a_row_trained_on_its_masks_and_sams_without_one_are_told(
+    store: Path, tmp_path: Path
+) -> None:
+    other = make_store(tmp_path / "other")
+    write_family(other, "masks", scenes(32), parameters={"family": "sam", "embed_dim": 1280})
+    table = table_of_teachers([Store.open(store), Store.open(other)], DATASET, ["val"])
+    plan = Plan.of(plans_of(store, tmp_path / "out"), [table], seeds=1)
+    make(tmp_path / "out", list(plan.runs.values()), jobs=1)
+    (grid,) = filled(plan, tmp_path / "out", table)
+    assert [label for label, _ in grid.rows] == ["the SAM of store", "SAM ViT-H"]
+    for row, place in zip(table.rows, (store, other), strict=True):
+        run = Run.open(plan.of_system(row.system)[0].training.out)
+        assert run.facts["store"] == str(place)
+        assert cells(grid)[row.label]["REC val"] == f"{evaluate_run(run, 'val').summary['rec_acc50']:.1f}"
+    told = [note for note in grid.notes if "--teacher" in note]
+    assert [note.partition(":")[0] for note in told] == ["EfficientSAM-Ti", "EfficientSAM-S", "SAM ViT-B", "SAM ViT-L"]
+    assert f"--preset sam-l, then here --teacher {store}-sam-l" in told[-1]
+
+
+def test_two_stores_of_the_same_sam_are_not_two_teachers(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"masks of the same SAM, the SAM of store; leave one out"):
+        table_of_teachers([Store.open(store), Store.open(store)], DATASET, ["val"])
 
 
 def papers_store(path: Path, preset: str, source: str) -> Store:

@@ -7,6 +7,7 @@ mask of a candidate is its square. Keys count up from 1; training images come fi
 
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -93,10 +94,17 @@ def make_store(
 
 
 def write_family(
-    path: Path, stage: str, images: list[dict], *, codec: str = "f16", skipped: Collection[int] = (), code: int = 1
+    path: Path,
+    stage: str,
+    images: list[dict],
+    *,
+    codec: str = "f16",
+    skipped: Collection[int] = (),
+    code: int = 1,
+    **hashed_too: Any,
 ) -> None:
     """Write one column family of the images and put it into use. code: another number, another fingerprint."""
-    hashed = {"stage": stage, "codec": codec, "code": code, "inputs": {}}
+    hashed = {"stage": stage, "codec": codec, "code": code, "inputs": {}, **hashed_too}
     folder = write_stage_json(path, stage, hashed, {})
     fields = [field for field in FAMILIES[stage] if field.name in images[0][stage]]
     records = [
