@@ -16,7 +16,7 @@ demo *flags:
     {{ venv }}/bin/weakmcn demo {{ flags }}
 
 # Everything a change must pass, but for the wheel
-check: lint types test
+check: lint types docs test
 
 # The tests, or some of them:  just test tests/test_cli.py
 test *flags:
@@ -36,6 +36,10 @@ format:
 # Types
 types:
     {{ venv }}/bin/pyright --pythonpath {{ python }}
+
+# Build the documentation's site into build/site; a broken link or a page outside the navigation fails
+docs:
+    NO_MKDOCS_2_WARNING=1 {{ venv }}/bin/mkdocs build --quiet --strict
 
 # Build the wheel, install it alone, run it far from this folder
 wheel-test:
