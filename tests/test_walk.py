@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from .pages import PAGES
-from .walk import is_shown, lines_of, plain, steps, terminal, typed
+from .walk import done, is_shown, lines_of, plain, steps, terminal, typed
 from .walked import make_demo, prepare
 
 NOT_RUN = [
@@ -42,7 +42,7 @@ def test_the_commands_of_a_page_run_in_order_and_print_what_it_shows(page: Path,
         prepare(page.name, made, tmp_path)
     with terminal(tmp_path):
         for step in todo:
-            status, printed = typed(step.code)
+            status, printed = done(step)
             assert status == step.exit_code, f"{step.code}\n{printed}"
             if step.shown is not None:
                 shown, found = (plain(text, varies=step.varies) for text in (step.shown, printed))

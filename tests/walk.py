@@ -5,6 +5,7 @@ terminal then shows. Comments in the page say what is special about the next blo
 
     <!-- not run: REASON -->     it cannot be run here; the commands of it are checked by test_docs.py all the same
     <!-- exit code 3 -->         how its last command ends; 0 if nothing is said
+    <!-- file: NAME -->          no commands: what is to be written into the file NAME before what comes next
     <!-- figures vary -->        what it prints hangs on a training: numbers are compared as numbers, not by value
 
 Put what the commands print into a page:  python -m tests.walk docs/plan.md docs/runs.md
@@ -49,16 +50,18 @@ _BLOCK = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A shell block of a page."""
+    """A shell block of a page, or a file to be written."""
 
     code: str
-    not_run: str | None
+    file: str | None = None
+    """The file's name."""
+    not_run: str | None = None
     """Why it cannot be run."""
-    exit_code: int
-    shown: str | None
+    exit_code: int = 0
+    shown: str | None = None
     """What the page shows behind it."""
-    varies: bool
-    place: tuple[int, int]
+    varies: bool = False
+    place: tuple[int, int] = (0, 0)
     """Where in the page the shown text stands; (0, 0) without one."""
 
     @property
@@ -71,6 +74,9 @@ def steps(text: str) -> list[Step]:
     found = list(_BLOCK.finditer(text))
     made = []
     for place, block in enumerate(found):
+        if named := re.search(r"<!-- file: (\S+) -->", block["marks"]):
+            made.append(Step(code=block["code"], file=named[1]))
+            continue
         if block["language"] not in ("sh", "bash", "console"):
             continue
         behind = found[place + 1] if place + 1 < len(found) else None
@@ -117,8 +123,17 @@ def terminal(folder: Path) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
+def done(step: Step) -> tuple[int, str]:
+    """Exit code of the last command of a step, and all that was printed. The first that fails is the last."""
+    if step.file is None:
+        return typed(step.code)
+    Path(step.file).parent.mkdir(parents=True, exist_ok=True)
+    Path(step.file).write_text(step.code, "utf-8")
+    return 0, ""
+
+
 def typed(code: str) -> tuple[int, str]:
-    """Exit code of the last command of a block, and all that was printed. The first that fails is the last."""
+    """The same of commands."""
     status, printed = 0, ""
     for line in lines_of(code):
         status, text = _own(line) if _is_own(line) else _shell(line)

@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .walk import ELISION, shown_again, steps, terminal, typed
+from .walk import ELISION, done, shown_again, steps, terminal, typed
 
 DEMO = "weakmcn demo --images 72 --epochs 5 --seed 3 --executor local"
 """The smallest that a training with the preset's own batch of 48 photographs can be tried on."""
@@ -99,7 +99,7 @@ def _rewritten(text: str, folder: Path) -> str:
     outputs: list[str | None] = []
     with terminal(folder):
         for step in steps(text):
-            status, printed = (step.exit_code, None) if step.not_run else typed(step.code)
+            status, printed = (step.exit_code, None) if step.not_run else done(step)
             assert status == step.exit_code, f"{step.code}\n{printed}"
             outputs.append(None if ELISION in (step.shown or "").splitlines() else printed)
         return shown_again(text, outputs)
