@@ -9,20 +9,26 @@ from .walk import done, is_shown, lines_of, plain, steps, terminal, typed
 from .walked import make_demo, prepare
 
 NOT_RUN = [
-    "README.md: python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/weakmcn demo",
+    "README.md: python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/weakmcn",
     "README.md: .venv/bin/python -m pytest",
     "README.md: python3 -m venv .venv",
-    "README.md: weakmcn precompute --data data --dataset refcoco --split train,val --store store --preset refcoco",
-    "checkpoints.md: weakmcn convert det_best.pth --annotations data/anns/refcoco.json --out runs/official",
+    "README.md: weakmcn precompute --data data --dataset refcoco --split train,val --store store",
+    "checkpoints.md: weakmcn convert det_best.pth --annotations data/anns/refcoco.json --out runs/off",
+    "clusters.md: weakmcn train --shards store --dataset refcoco --out runs/first --devices 4",
+    "clusters.md: export RAY_AUTH_MODE=token                    # on every node, with the same ~/.",
+    "clusters.md: srun --gres=gpu:4 --cpus-per-task=32 weakmcn precompute --data data --dataset re",
+    'clusters.md: srun torchrun --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "$SLURM_GPUS_ON_N',
+    "clusters.md: docker build -f docker/cpu.Dockerfile -t weakmcn:cpu .",
     "index.md: python3 -m venv .venv && .venv/bin/pip install -e .",
     "index.md: weakmcn demo --quick",
     "index.md: weakmcn serve --run demo/run",
     "pocket.md: weakmcn pocket world --flavour refcoco+ --images 6000 --seed 5",
     "predict.md: weakmcn serve --run runs/first",
+    "refcoco.md: weakmcn precompute --data data --dataset refcoco --split train,val,testA,testB -",
     "runs.md: pip install 'weakmcn[tensorboard]'",
     "runs.md: tensorboard --logdir demo",
-    "tables.md: weakmcn tables --shards demo/store --dataset refcoco+                 # tables 1 to 5, one seed",
-    "tables.md: weakmcn precompute --data data --dataset refcoco --split train,val --store store-sam-b --preset sam-b",
+    "tables.md: weakmcn tables --shards demo/store --dataset refcoco+                 # tables 1",
+    "tables.md: weakmcn precompute --data data --dataset refcoco --split train,val --store store",
 ]
 """Page and first line of every block that cannot be run here; the page says why."""
 WALKED = [page for page in PAGES if steps(page.read_text("utf-8"))]

@@ -66,7 +66,8 @@ class Step:
 
     @property
     def name(self) -> str:
-        return self.code.splitlines()[0]
+        """Its first line, cut."""
+        return self.code.splitlines()[0][:80].rstrip()
 
 
 def steps(text: str) -> list[Step]:

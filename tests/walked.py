@@ -6,6 +6,13 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+from safetensors.torch import save_file
+from weakmcn.pipeline.config import preset
+from weakmcn.pipeline.encoders.dino import build_dino
+from weakmcn.pipeline.encoders.efficient_sam import EfficientSam
+from weakmcn.pipeline.encoders.yolov3 import YOLOv3
+
 from .walk import ELISION, done, shown_again, steps, terminal, typed
 
 DEMO = "weakmcn demo --images 72 --epochs 5 --seed 3 --executor local"
@@ -26,12 +33,14 @@ def own_photo(folder: Path, name: str) -> None:
 
 
 def as_refcoco(folder: Path) -> None:
-    """The demo's data as `data`, told as RefCOCO, with GloVe's vectors of a few words beside."""
+    """The demo's data as `data`, told as RefCOCO, with vectors of a few words beside."""
     shutil.copytree(folder / "demo/data", folder / "data")
     (folder / "data/refcoco+").rename(folder / "data/refcoco")
     with zipfile.ZipFile(folder / "glove.6B.zip", "w") as archive:
         words = ("red", "ring", "left", "the", "star")
-        archive.writestr("glove.6B.300d.txt", "".join(f"{word} {' '.join(['0.1'] * 300)}\n" for word in words))
+        for width in (64, 300):  # the pocket world's, and GloVe's own
+            vectors = "".join(f"{word} {' '.join(['0.1'] * width)}\n" for word in words)
+            archive.writestr(f"glove.6B.{width}d.txt", vectors)
 
 
 def refcoco_store(folder: Path) -> None:
@@ -55,6 +64,30 @@ def readme(folder: Path) -> None:
     own_photo(folder, "dog.jpg")
 
 
+def refcoco(folder: Path) -> None:
+    """With weights of the paper's sizes, all of them zeros: `doctor` says so, and ends with 2."""
+    readme(folder)
+    published = preset("refcoco")
+    networks = {
+        published.detect.checkpoint: lambda: YOLOv3(
+            published.detect.width, published.detect.classes, published.side_px
+        ),
+        published.dino.checkpoint: lambda: build_dino(published.dino),
+        published.sam.checkpoint: lambda: EfficientSam(published.sam),
+    }
+    (folder / "weights").mkdir()
+    for file, build in networks.items():
+        with torch.device("meta"):
+            shapes = build().state_dict()
+        save_file({name: torch.zeros(each.shape, dtype=each.dtype) for name, each in shapes.items()}, folder / file)
+
+
+def faq(folder: Path) -> None:
+    readme(folder)
+    shutil.copytree(folder / "demo/run", folder / "runs/first")
+    shutil.copytree(folder / "demo/run", folder / "runs/second")
+
+
 def predict(folder: Path) -> None:
     first_run(folder)
     own_photo(folder, "a.jpg")
@@ -70,10 +103,12 @@ PREPARED: dict[str, Callable[[Path], None]] = {
     "README.md": readme,
     "check.md": as_refcoco,
     "export.md": first_run,
+    "faq.md": faq,
     "index.md": lambda folder: own_photo(folder, "photo.jpg"),
     "methods.md": first_run,
     "predict.md": predict,
     "predictions.md": first_run,
+    "refcoco.md": refcoco,
 }
 """Page -> what is put beside `demo`, for what its commands name."""
 
