@@ -39,7 +39,7 @@ types:
 
 # Build the documentation's site into build/site; a broken link or a page outside the navigation fails
 docs:
-    NO_MKDOCS_2_WARNING=1 {{ venv }}/bin/mkdocs build --quiet --strict
+    NO_MKDOCS_2_WARNING=1 {{ venv }}/bin/mkdocs build --strict
 
 # Build the wheel, install it alone, run it far from this folder
 wheel-test:
