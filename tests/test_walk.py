@@ -18,7 +18,7 @@ NOT_RUN = [
     "clusters.md: export RAY_AUTH_MODE=token                    # on every node, with the same ~/.",
     "clusters.md: srun --gres=gpu:4 --cpus-per-task=32 weakmcn precompute --data data --dataset re",
     'clusters.md: srun torchrun --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "$SLURM_GPUS_ON_N',
-    "clusters.md: docker build -f docker/cpu.Dockerfile -t weakmcn:cpu .",
+    "clusters.md: docker build -f docker/Dockerfile -t weakmcn:cpu .",
     "index.md: python3 -m venv .venv && .venv/bin/pip install -e .",
     "index.md: weakmcn demo --quick",
     "index.md: weakmcn serve --run demo/run",
