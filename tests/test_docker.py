@@ -1,4 +1,4 @@
-"""The Dockerfile, as far as it can be checked where no Docker is: it copies what is there, and runs what the README says."""
+"""The Dockerfile, as far as it can be checked without Docker: it copies what is there and runs what the README says."""
 
 import re
 import shlex
