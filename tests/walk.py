@@ -33,7 +33,7 @@ VARYING = (
     (r"[\d,.]+ (images|ref)/s", "N/s"),
     (r"\b\d[\d.,]* (ms|s|min|h)( \d+ (s|min))?(?!\w)", "TIME"),
     (r"\b\d+(\.\d+)? ?% (waiting|for the disk|of them waiting)|(?<=idle )\d+ %", "SHARE"),
-    (r"free [\d.,]+ [kMG]?B|[\d.,]+ [kMG]?B (?=of it free|are free|free)", "SIZE"),
+    (r"free [\d.,]+ [kMGT]?B|[\d.,]+ [kMGT]?B (?=of it free|are free|free)", "SIZE"),
     (r"\b[0-9a-f]{8}\b", "DIGEST"),
     (r"(?<=[a-z] )\d+\.\d+\.\d+\S*", "VERSION"),
     (r"[─━]+", "─"),
