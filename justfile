@@ -41,6 +41,10 @@ types:
 docs:
     NO_MKDOCS_2_WARNING=1 {{ venv }}/bin/mkdocs build --strict
 
+# Type the commands of pages and put what they print into them:  just pages docs/plan.md docs/runs.md
+pages +files:
+    {{ python }} -m tests.walk {{ files }}
+
 # Build the wheel, install it alone, run it far from this folder
 wheel-test:
     .ci/wheel-test {{ python }}

@@ -152,9 +152,11 @@ class Batch:
                 + (f", or leave {name} out of `banks`." if name in BANKS else ".")
             )
         if value.shape != (rows, *shape):
+            is_width = name in BANKS and value.shape[2:] == shape[1:]
+            mend = f"Set --set model.{name}_channels={value.shape[1]}, or use" if is_width else "Use"
             raise StoreError(
                 f"{name} of the batch has shape {list(value.shape)}, the configuration wants "
-                f"{[rows, *shape]}. Use the preset that the store was made with."
+                f"{[rows, *shape]}. {mend} the preset that the store was made with."
             )
         if value.dtype != dtype if dtype else not value.is_floating_point():
             raise StoreError(f"{name} of the batch is {value.dtype}, it must be {dtype or 'a floating-point type'}.")

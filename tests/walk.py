@@ -8,7 +8,7 @@ terminal then shows. Comments in the page say what is special about the next blo
     <!-- file: NAME -->          no commands: what is to be written into the file NAME before what comes next
     <!-- figures vary -->        what it prints hangs on a training: numbers are compared as numbers, not by value
 
-Put what the commands print into a page:  python -m tests.walk docs/plan.md docs/runs.md
+Put what the commands print into pages:  just pages docs/plan.md docs/runs.md
 """
 
 import io
