@@ -16,7 +16,7 @@ demo *flags:
     {{ venv }}/bin/weakmcn demo {{ flags }}
 
 # Everything a change must pass, but for the wheel
-check: lint types test
+check: lint types docs test
 
 # The tests, or some of them:  just test tests/test_cli.py
 test *flags:
@@ -36,6 +36,14 @@ format:
 # Types
 types:
     {{ venv }}/bin/pyright --pythonpath {{ python }}
+
+# Build the documentation's site into build/site; a broken link or a page outside the navigation fails
+docs:
+    NO_MKDOCS_2_WARNING=1 {{ venv }}/bin/mkdocs build --strict
+
+# Type the commands of pages and put what they print into them:  just pages docs/plan.md docs/runs.md
+pages +files:
+    {{ python }} -m tests.walk {{ files }}
 
 # Build the wheel, install it alone, run it far from this folder
 wheel-test:

@@ -186,8 +186,8 @@ def results_table(evaluations: Sequence["Evaluation"]) -> "Table":
         if found.sam_head:
             table.add_row("  with the SAM head", *(f"{found.sam_head[key]:.1f}" for key in COLUMNS))
         for key, label in BASELINES.items():
-            figures = found.baselines.get(key, {})
-            cells = (f"{figures[column]:.1f}" if column in figures else "" for column in COLUMNS)
-            table.add_row(f"  {label}", *cells, style="dim")
+            if figures := found.baselines.get(key):
+                cells = (f"{figures[column]:.1f}" if column in figures else "" for column in COLUMNS)
+                table.add_row(f"  {label}", *cells, style="dim")
         table.add_section()
     return table

@@ -29,7 +29,8 @@ def precompute(
     stages: Annotated[
         str | None,
         typer.Option(
-            help="Only these, with commas: detect, dino, sam, masks, clip, or all.", show_default="all but clip"
+            help="Only these, with commas: detect, dino, sam, masks, clip, extra (yours), or all of the program.",
+            show_default="detect, dino, sam, masks",
         ),
     ] = None,
     preset: Annotated[

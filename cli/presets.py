@@ -21,8 +21,8 @@ ABOUT = {
 """Preset -> where it is from."""
 USUAL = "refcoco"
 """The preset that the others are held against."""
-NAMES = ("name", "checkpoint", "statistics_file")
-"""Fields that are names of files and no values."""
+NAMES = ("name", "checkpoint", "statistics_file", "extra")
+"""Fields that are names of files and no values, and the settings of the user's own encoder, which no preset has."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ SOURCES: Mapping[str, str] = {
     "model.dino_channels": "network",
     "model.sam_channels": "network",
     "model.clip_channels": "network; of no effect without the bank",
+    "model.extra_channels": "ours; of no effect without the bank",
     "model.word_dim": "WORD_EMBED_SIZE",
     "model.text_dim": "HIDDEN_SIZE",
     "model.wrec_dim": "WREC_DIM",

@@ -9,6 +9,7 @@ expression has an image of its own, so I = B, unless `owner` says which of I < B
     dino        float [I, 768, S/16, S/16]     patch tokens on their grid
     sam         float [I, 256, S/16, S/16]     image embedding
     clip        float [I, 512, S/16, S/16]     patch tokens on their grid
+    extra       float [I, C, S/16, S/16]       map of an encoder of the user's own
     cells       int64 [I, K]                   candidate cells of the S/32 grid, raster order
     boxes       float32 [I, K, 4, 5]           cx cy w h objectness of a cell's four boxes, canvas pixels, unclipped
     letterbox   int64 [I, 6]                   h, w, nh, nw, dx, dy
@@ -40,6 +41,7 @@ SOURCES = {
     "dino": "dino.tokens",
     "sam": "sam.embedding",
     "clip": "clip.tokens",
+    "extra": "extra.tokens",
     "cells": "detect.cells",
     "boxes": "detect.boxes",
     "masks": "masks.bits",
@@ -70,6 +72,7 @@ class Batch:
     dino: Tensor | None = None
     sam: Tensor | None = None
     clip: Tensor | None = None
+    extra: Tensor | None = None
     masks: Tensor | None = None
     classes: Tensor | None = None
     colours: Tensor | None = None
@@ -149,9 +152,11 @@ class Batch:
                 + (f", or leave {name} out of `banks`." if name in BANKS else ".")
             )
         if value.shape != (rows, *shape):
+            is_width = name in BANKS and value.shape[2:] == shape[1:]
+            mend = f"Set --set model.{name}_channels={value.shape[1]}, or use" if is_width else "Use"
             raise StoreError(
                 f"{name} of the batch has shape {list(value.shape)}, the configuration wants "
-                f"{[rows, *shape]}. Use the preset that the store was made with."
+                f"{[rows, *shape]}. {mend} the preset that the store was made with."
             )
         if value.dtype != dtype if dtype else not value.is_floating_point():
             raise StoreError(f"{name} of the batch is {value.dtype}, it must be {dtype or 'a floating-point type'}.")

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 
 from ..shards.errors import ConfigError
 
-BANKS = ("dino", "sam", "clip")
+BANKS = ("dino", "sam", "clip", "extra")
 """Feature banks that may be added to the detector maps, in the order of the router's outputs."""
 
 SAMPLINGS = ("references", "images")
@@ -50,13 +50,15 @@ class ModelConfig:
     dark_channels: Sequence[int] = (256, 512, 1024)
     """Channels of the detector maps of stride 8, 16 and 32."""
     banks: Sequence[str] = ("dino", "sam")
-    """Banks in use: any subset of dino, sam, clip in this order. Empty leaves the detector maps alone."""
+    """Banks in use: any subset of dino, sam, clip, extra in this order. Empty leaves the detector maps alone."""
     dino_channels: int = 768
     """Channels of DINO's patch tokens."""
     sam_channels: int = 256
     """Channels of SAM's image embedding."""
     clip_channels: int = 512
     """Channels of CLIP's patch tokens, in the space it shares with texts."""
+    extra_channels: int = 256
+    """Channels of the map of an encoder of the user's own."""
     word_dim: int = 300
     """Width of a word vector."""
     text_dim: int = 512
@@ -124,7 +126,14 @@ class ModelConfig:
             name: getattr(self, name)
             for name in (
                 *("max_tokens", "word_dim", "text_dim", "wrec_dim", "wres_dim", "text_heads", "text_ff_dim"),
-                *("text_flat_dim", "attention_heads", "dino_channels", "sam_channels", "clip_channels"),
+                *(
+                    "text_flat_dim",
+                    "attention_heads",
+                    "dino_channels",
+                    "sam_channels",
+                    "clip_channels",
+                    "extra_channels",
+                ),
             )
         }
         sizes |= {f"dark_channels[{i}]": size for i, size in enumerate(self.dark_channels)}

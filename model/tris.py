@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ..shards.errors import ConfigError
 from . import calibration
 from .batch import Batch
-from .config import ModelConfig, TrainConfig, preset, require_one_of
+from .config import BANKS, ModelConfig, TrainConfig, preset, require_one_of
 from .mask_answers import MaskPredictions, decided
 from .ranks import ALONE, Ranks
 from .slots import sine_places
@@ -126,7 +126,7 @@ def remarks(config: TrisConfig) -> tuple[str, ...]:
 
 def shared(sizes: ModelConfig) -> dict:
     """The settings of a preset that any method has: canvas, columns, words and the sentence encoder."""
-    names = ("side_px", "candidates", "max_tokens", "dark_channels", "dino_channels", "sam_channels", "clip_channels")
+    names = ("side_px", "candidates", "max_tokens", "dark_channels", *(f"{bank}_channels" for bank in BANKS))
     text = ("word_dim", "text_dim", "text_heads", "text_layers", "text_ff_dim", "text_flat_dim", "train_words")
     return {name: getattr(sizes, name) for name in (*names, *text)}
 

@@ -127,6 +127,18 @@ class ClipConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExtraConfig:
+    """An encoder of the user's own; all but `checkpoint` comes from its file (encoders/extra.py)."""
+
+    checkpoint: str = ""
+    """The Python file with it. Code: never taken from a store or a run, only from a command line."""
+    channels: int = 0
+    weights_sha256: str = ""
+    """Of the file of its weights, where it has one."""
+    batch: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class PipelineConfig:
     """All stages of one precompute."""
 
@@ -137,6 +149,7 @@ class PipelineConfig:
     dino: DinoConfig
     sam: SamConfig
     clip: ClipConfig
+    extra: ExtraConfig = ExtraConfig()
     codec: str = "f16"
     """How the large maps are kept: f16, bf16, u8 or f32."""
     images_per_shard: int = 64

@@ -44,6 +44,7 @@ def field_shapes(stage: str, config: PipelineConfig) -> dict[str, tuple[int, ...
         "sam": {"embedding": (config.sam.channels, *grid)},
         "masks": {"bits": (keep * side,), "iou": (keep,)},
         "clip": {"tokens": (config.clip.channels, *grid), "candidates": (keep, config.clip.channels)},
+        "extra": {"tokens": (config.extra.channels, *grid)},
     }
     return shapes[stage]
 
@@ -88,6 +89,8 @@ def flops_an_image(stage: str, config: PipelineConfig) -> float:
     embed = _vit((sam.image_px // sam.patch_px) ** 2, sam.embed_dim, sam.depth)
     if stage == "detect":  # 76 GFLOP counted at width 32 on 416 pixels
         return 76e9 * (config.detect.width / 32) ** 2 * (config.side_px / 416) ** 2
+    if stage == "extra":  # nobody knows; --dry-run measures it
+        return 0
     if stage == "dino":
         return _named_vit(config.dino.model, config.dino.options, config.dino.input_px)
     if stage == "sam":

@@ -20,6 +20,7 @@ from ..shards.family import STAGE_FILE, Family
 from ..shards.layout import (
     IMAGES_FILE,
     STORE_FILE,
+    create_store,
     families_on_disk,
     refuse_foreign,
     remember_source,
@@ -105,6 +106,8 @@ def precompute(
     if executor not in EXECUTORS:
         raise InputError(f"executor {executor!r} is not known; choose {' or '.join(EXECUTORS)}.")
     refuse_foreign(store)
+    if (store / STORE_FILE).exists():
+        create_store(store, config.side_px)  # that it has this canvas; told of the store, not of a dry run's copy
     in_use = families_in_use(store)
     chosen = chosen_stages(stages, in_use)
     kept = settings(store).detect.statistics if "detect" in in_use else None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..shards.errors import ConfigError
-from .config import PRESETS, PipelineConfig, Statistics, with_statistics
+from .config import PRESETS, ExtraConfig, PipelineConfig, Statistics, with_statistics
 from .config import preset as preset_named
 from .stages import SECTIONS, STAGES, Stage, stage_named
 
@@ -50,7 +50,7 @@ def _section_values(stage: Stage, stage_json: Mapping[str, Any]) -> dict[str, An
     parameters = dict(hashed["parameters"])
     side_px = parameters.pop("side_px")
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in parameters.items()}
-    settings |= {"batch": hashed["batch"], "checkpoint": stage_json["recorded"]["checkpoint"]}
+    settings |= {"batch": hashed["batch"], "checkpoint": stage_json["recorded"]["checkpoint"] if stage.shipped else ""}
     settings |= _statistics_of(stage_json)
     known = {field.name: field for field in fields(section)}
     required = {name for name, field in known.items() if field.default is MISSING and field.default_factory is MISSING}
@@ -83,5 +83,13 @@ def configured(
         config = replace(config, codec=codec)
     for name, checkpoint in (checkpoints or {}).items():
         section = stage_named(name).section
-        config = replace(config, **{section: replace(getattr(config, section), checkpoint=checkpoint)})
+        settings = getattr(config, section)
+        changed = replace(settings, checkpoint=checkpoint) if section != "extra" else _read_extra(checkpoint, settings)
+        config = replace(config, **{section: changed})
     return config
+
+
+def _read_extra(file: str, settings: ExtraConfig) -> ExtraConfig:
+    from .encoders.extra import extra_config  # runs the file
+
+    return extra_config(file, settings)

@@ -15,9 +15,18 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..shards.columns import FAMILIES, Field
-from ..shards.errors import ConfigError
+from ..shards.errors import CheckpointError, ConfigError
 from ..shards.fingerprint import file_sha256, fingerprint, short
-from .config import SHIPPED, ClipConfig, DetectConfig, DinoConfig, PipelineConfig, SamConfig, with_statistics
+from .config import (
+    SHIPPED,
+    ClipConfig,
+    DetectConfig,
+    DinoConfig,
+    ExtraConfig,
+    PipelineConfig,
+    SamConfig,
+    with_statistics,
+)
 from .images import Photo
 
 
@@ -46,6 +55,8 @@ class Stage:
     """Version of the computation: raised when the same settings come to give other values."""
     default: bool = True
     """Whether it runs without being asked for."""
+    shipped: bool = True
+    """Whether its code comes with the program."""
     shares: str = ""
     """A stage whose pass over the photographs does for this one too, unless this one reads what that one stored."""
     shared_encoder: str = ""
@@ -77,6 +88,7 @@ STAGES = (
         reads=("detect.boxes", "masks.bits"),
         default=False,
     ),
+    Stage(name="extra", encoder="extra:ExtraEncoder", section="extra", default=False, shipped=False),  # yours
 )
 
 STATISTICS_CODE = 1
@@ -84,7 +96,7 @@ STATISTICS_CODE = 1
 STATISTICS_FOLDER = "weights"
 """Folder of a store that holds them."""
 
-SECTIONS = {"detect": DetectConfig, "dino": DinoConfig, "sam": SamConfig, "clip": ClipConfig}
+SECTIONS = {"detect": DetectConfig, "dino": DinoConfig, "sam": SamConfig, "clip": ClipConfig, "extra": ExtraConfig}
 _LIBRARIES = ("weakmcn", "torch", "timm", "segment-anything", "numpy")
 
 
@@ -121,12 +133,15 @@ def stage_named(name: str) -> Stage:
 
 
 def chosen_stages(names: Sequence[str] | None, present: Iterable[str] = ()) -> tuple[Stage, ...]:
-    """The stages asked for, in table order; for None the default ones and those already `present`, for "all" all."""
+    """The stages asked for, in table order; for None the default ones and those already `present`.
+
+    For "all" those `present` and all whose code comes with the program.
+    """
+    kept = set(present)
     if names is None:
-        kept = set(present)
         return tuple(stage for stage in STAGES if stage.default or stage.name in kept)
     if "all" in names:
-        return STAGES
+        return tuple(stage for stage in STAGES if stage.shipped or stage.name in kept)
     asked = {stage_named(name).name for name in names}
     if not asked:
         raise ConfigError("no stage is named; leave --stages out to run the default ones.")
@@ -156,7 +171,13 @@ def checkpoint_digests(config: PipelineConfig, stages: Iterable[Stage]) -> dict[
     """
     from .encoders.weights import resolve_all
 
-    files = resolve_all(getattr(config, stage.section).checkpoint for stage in with_inputs(stages))
+    checkpoints = {stage.name: getattr(config, stage.section).checkpoint for stage in with_inputs(stages)}
+    if unnamed := [name for name, checkpoint in checkpoints.items() if not checkpoint]:
+        raise CheckpointError(
+            f"stage {unnamed[0]} is made by a Python file, which is run only where it is named: "
+            f"--checkpoint {unnamed[0]}=FILE.py"
+        )
+    files = resolve_all(checkpoints.values())
     return {checkpoint: file_sha256(file) for checkpoint, file in files.items()}
 
 
@@ -215,7 +236,9 @@ def _plain(value: Any) -> Any:
 
 
 def _located(checkpoint: str) -> str:
-    return checkpoint if checkpoint.startswith(SHIPPED) else str(Path(checkpoint).expanduser().resolve())
+    return (
+        checkpoint if checkpoint.startswith(SHIPPED) or not checkpoint else str(Path(checkpoint).expanduser().resolve())
+    )
 
 
 def anchored(config: PipelineConfig) -> PipelineConfig:

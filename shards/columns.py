@@ -62,6 +62,7 @@ FAMILIES: dict[str, tuple[Field, ...]] = {
         _map("tokens", "C S/16 S/16", "patch tokens on their grid"),
         Field(name="candidates", dtype="f16", axes="K D", meaning="image embedding of the photo under each soft mask"),
     ),
+    "extra": (_map("tokens", "C S/16 S/16", "map of an encoder of the user's own"),),
 }
 """The fields of every stage's family, in their documented order."""
 

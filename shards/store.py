@@ -149,7 +149,7 @@ class Store:
         return sorted(path.stem.removeprefix("refs-") for path in self.path.glob("refs-*.parquet"))
 
     def references(self, dataset: str) -> pa.Table:
-        """refs-<dataset>.parquet, see tables.REFERENCES; StoreError naming those there are."""
+        """`refs-<dataset>.parquet`, see tables.REFERENCES; StoreError naming those there are."""
         if dataset not in self.datasets:
             known = ", ".join(self.datasets) or "none"
             raise StoreError(

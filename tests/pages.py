@@ -63,7 +63,7 @@ def codes(text: str) -> list[str]:
 
 def shell_lines(text: str) -> list[list[str]]:
     """Every `weakmcn …` in the shell blocks of a text, as words without the program's own."""
-    lines = [line for block in blocks(text, "sh") for line in block.replace("\\\n", " ").splitlines()]
+    lines = [line for block in blocks(text, "sh", "bash") for line in block.replace("\\\n", " ").splitlines()]
     return [words for line in lines for words in said(line)]
 
 

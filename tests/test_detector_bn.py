@@ -22,7 +22,7 @@ from weakmcn.pipeline.measure import measure
 from weakmcn.pipeline.precompute import Report, precompute, settings
 from weakmcn.pipeline.progress import Progress
 from weakmcn.pipeline.remembered import config_of
-from weakmcn.pipeline.stages import STAGES, differences, load_encoder, recipes, recorded, stage_named
+from weakmcn.pipeline.stages import differences, load_encoder, recipes, recorded, stage_named
 from weakmcn.pipeline.statistics import BATCHES_A_PART
 from weakmcn.pipeline.tasks import Outcome, ShardDone, ShardTask
 from weakmcn.pipeline.work import Worker
@@ -240,7 +240,7 @@ def test_stage_json_tells_them_in_clear_and_settings_read_it_back(world: World) 
 def test_a_store_without_them_has_the_fingerprints_it_always_had(world: World) -> None:
     hashed = recipes(world.config, [stage_named("detect")])["detect"].hashed
     assert hashed["parameters"].keys() == {"width", "classes", "keep", "side_px"}
-    beside = recorded(recipes(world.config, STAGES)["detect"], world.config, "cpu")
+    beside = recorded(recipes(world.config, [stage_named("detect")])["detect"], world.config, "cpu")
     read_back = config_of({"detect": {"hashed": hashed, "recorded": beside}})
     assert read_back is not None
     assert read_back.detect == world.config.detect

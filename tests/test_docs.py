@@ -3,12 +3,14 @@
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from weakmcn.model.config import PRESETS, TrainConfig
 from weakmcn.model.methods import METHODS
 from weakmcn.pipeline import config as pipeline_config
@@ -19,7 +21,7 @@ from .pages import PAGES, ROOT, codes, command_of, commands, options, said, shel
 DOCS = ROOT / "docs"
 RUN = {("store.md", "webdataset")}
 """Marked blocks that a test of this module runs. README's Python is run by test_demo.py."""
-FOREIGN = {"--index-url"}
+FOREIGN = {"--index-url", "--network"}
 """Options of other programs."""
 SETTINGS = {
     *(f"model.{field.name}" for method in METHODS.values() for field in fields(method.settings)),
@@ -85,6 +87,8 @@ def test_every_relative_link_leads_to_a_file_and_a_heading_that_are_there(page: 
             continue
         file, _, anchor = link.partition("#")
         target = (page.parent / file).resolve() if file else page
+        if target.suffix == ".png":  # whether it is for light or dark pages
+            anchor = anchor.removesuffix("-mode-only").removeprefix("gh-").removesuffix("light").removesuffix("dark")
         text = target.read_text("utf-8") if target.suffix == ".md" and target.is_file() else ""
         headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
         if not target.exists() or ROOT not in target.parents or (anchor and anchor not in map(slug, headings)):
@@ -102,7 +106,7 @@ def test_every_command_that_is_named_exists_with_its_options(page: Path) -> None
         if (words and not name and not words[0].startswith("-")) or not asked <= options(known[name]):
             unknown.append(" ".join(["weakmcn", *words]))
         for option, value in pairwise(rest):
-            if option == "--set" and value.partition("=")[0] not in SETTINGS:
+            if option == "--set" and value.partition("=")[0] not in {*SETTINGS, "help"}:
                 unknown.append(f"--set {value}")
             if option == "--preset" and value not in {*PRESETS, *pipeline_config.PRESETS}:
                 unknown.append(f"--preset {value}")
@@ -124,4 +128,5 @@ def test_every_command_line_of_a_code_block_is_complete(page: Path) -> None:
     """As the program itself reads it: nothing that is needed is missing, every choice is one."""
     for words in shell_lines(page.read_text("utf-8")):
         name, rest = command_of(words)
-        commands()[name].make_context(f"weakmcn {name}", rest).close()
+        with suppress(typer.Exit):  # --help
+            commands()[name].make_context(f"weakmcn {name}", rest).close()

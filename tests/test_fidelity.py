@@ -22,7 +22,7 @@ from .pages import ROOT, codes, commands, options, section, tables
 PAGE = "docs/fidelity.md"
 OFFICIAL = ("refcoco", "refcoco+", "refcocog", "refcoco-small", "refcoco+-small", "refcocog-small")
 SECTIONS = {"model": ModelConfig, "train": TrainConfig, "detect": DetectConfig, "dino": DinoConfig, "sam": SamConfig}
-NOT_VALUES = {"checkpoint", "statistics_file", "name", "detect", "dino", "sam", "clip"}
+NOT_VALUES = {"checkpoint", "statistics_file", "name", "detect", "dino", "sam", "clip", "extra"}
 """Fields of the pipeline's settings that are files, names or sections."""
 
 (QUIRK_TABLE,) = tables(section(PAGE, "The released system's quirks"))

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from weakmcn.model.batch import Batch
 from weakmcn.model.loader import RING, SOURCES, Loader, ahead
+from weakmcn.shards.errors import StoreError
 from weakmcn.shards.store import Store
 
 from .worlds import LETTERBOX, TINY, key_of, make_store
@@ -48,6 +50,14 @@ def test_some_fields_are_filled_alone(tmp_path: Path) -> None:
     batch = loader.batch(KEYS, TOKENS, fields=("dark_s32", "cells", "boxes"))
     assert batch.dark_s32 is not None
     assert (batch.dark_s8, batch.dino, batch.masks) == (None, None, None)
+
+
+def test_a_bank_of_another_width_is_told_with_the_setting_that_takes_it(tmp_path: Path) -> None:
+    batch = Loader(Store.open(make_store(tmp_path / "store", train=4, val=1)), FIELDS).batch(KEYS, TOKENS)
+    with pytest.raises(StoreError, match=r"Set --set model.sam_channels=4, or use the preset"):
+        batch.check(replace(TINY, sam_channels=5), FIELDS)
+    with pytest.raises(StoreError, match=r"dark_s8 of the batch has shape .*\. Use the preset"):
+        batch.check(replace(TINY, dark_channels=(13, 12, 12)), FIELDS)
 
 
 def contents(batch: Batch) -> dict[str, bytes]:

@@ -298,8 +298,9 @@ def test_unfit_weights_of_a_stage_that_is_not_asked_for_stop_nothing(world: Worl
 
 
 def test_a_store_on_another_canvas_is_refused(world: World) -> None:
-    with pytest.raises(StoreError, match="made for a canvas of 64 pixels, this run wants 96"):
-        world.run(world.store, config=replace(world.config, side_px=96))
+    for dry_run in (False, True):
+        with pytest.raises(StoreError, match=f"{world.store} was made for a canvas of 64 pixels, this run wants 96"):
+            world.run(world.store, config=replace(world.config, side_px=96), dry_run=dry_run)
 
 
 def test_a_second_writer_is_told_who_holds_the_store(world: World, tmp_path: Path) -> None:

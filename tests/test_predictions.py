@@ -94,6 +94,7 @@ def test_with_an_answer_to_every_sentence_the_exit_code_is_0(scored: Weakmcn) ->
     ended = scored([*ANSWERS, answer(1002, 5, [0, 0, 5, 5], (0, 0, 5, 5))])
     assert ended.status == 0
     assert "val, 4 sentences" in ended.out
+    assert "floor" not in ended.out
     assert "misses" not in ended.out
 
 

@@ -9,7 +9,6 @@ from weakmcn.pipeline.config import PipelineConfig, preset
 from weakmcn.pipeline.estimate import bytes_an_image, in_bytes, in_words, seconds_an_image
 from weakmcn.pipeline.remembered import config_of, configured
 from weakmcn.pipeline.stages import (
-    STAGES,
     anchored,
     chosen_stages,
     differences,
@@ -22,6 +21,9 @@ from weakmcn.shards.errors import CheckpointError, ConfigError
 
 from .tiny import other_weights, write_weights
 
+SHIPPED = chosen_stages(["all"])
+"""All stages whose networks come with the program."""
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
@@ -29,7 +31,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
 
 
 def fingerprints(config: PipelineConfig) -> dict[str, str]:
-    return {name: recipe.fingerprint for name, recipe in recipes(config, STAGES).items()}
+    return {name: recipe.fingerprint for name, recipe in recipes(config, SHIPPED).items()}
 
 
 def changed_by(config: PipelineConfig, other: PipelineConfig) -> set[str]:
@@ -43,7 +45,7 @@ def with_section(config: PipelineConfig, stage: str, **values: object) -> Pipeli
 
 def test_every_stage_stands_below_all_that_it_needs() -> None:
     seen: set[str] = set()
-    for stage in STAGES:
+    for stage in SHIPPED:
         assert seen.issuperset(stage.needs)
         assert {column.partition(".")[0] for column in stage.reads} <= set(stage.needs)
         seen.add(stage.name)
@@ -71,7 +73,7 @@ def test_other_weights_make_their_stage_and_what_depends_on_it_stale(config: Pip
 
 
 def test_the_codec_counts_where_large_maps_are_kept(config: PipelineConfig) -> None:
-    hashed = {name: recipe.hashed for name, recipe in recipes(replace(config, codec="u8"), STAGES).items()}
+    hashed = {name: recipe.hashed for name, recipe in recipes(replace(config, codec="u8"), SHIPPED).items()}
     assert {name for name in hashed if hashed[name].get("codec") == "u8"} == {"detect", "dino", "sam", "clip"}
 
 
@@ -92,7 +94,7 @@ def test_a_worker_in_another_folder_finds_the_weights(tmp_path: Path, monkeypatc
 
 def test_missing_weights_are_named_before_anything_runs(config: PipelineConfig) -> None:
     with pytest.raises(CheckpointError, match=r"nowhere\.pth: no such checkpoint"):
-        recipes(with_section(config, "sam", checkpoint="nowhere.pth"), STAGES)
+        recipes(with_section(config, "sam", checkpoint="nowhere.pth"), SHIPPED)
 
 
 def test_weights_of_stages_that_are_not_asked_for_may_be_missing(config: PipelineConfig) -> None:
@@ -101,8 +103,8 @@ def test_weights_of_stages_that_are_not_asked_for_may_be_missing(config: Pipelin
 
 
 def test_a_difference_is_told_in_words(config: PipelineConfig, tmp_path: Path) -> None:
-    before = recipes(config, STAGES)
-    after = recipes(with_section(other_weights(config, "sam", tmp_path), "sam", batch=8), STAGES)
+    before = recipes(config, SHIPPED)
+    after = recipes(with_section(other_weights(config, "sam", tmp_path), "sam", batch=8), SHIPPED)
     checkpoint, batch = differences(before["sam"].hashed, after["sam"].hashed)
     assert checkpoint.startswith("checkpoint differs (")
     assert batch == "batch 3 -> 8"
@@ -112,14 +114,14 @@ def test_a_difference_is_told_in_words(config: PipelineConfig, tmp_path: Path) -
 
 def test_the_default_stages_are_all_but_clip_unless_the_store_has_it() -> None:
     assert [stage.name for stage in chosen_stages(None)] == ["detect", "dino", "sam", "masks"]
-    assert chosen_stages(None, present=["clip"]) == STAGES == chosen_stages(["all"])
+    assert chosen_stages(None, present=["clip"]) == SHIPPED == chosen_stages(["all"])
     assert [stage.name for stage in chosen_stages(["masks", "sam"])] == ["sam", "masks"]
     assert [stage.name for stage in with_inputs([stage_named("masks")])] == ["detect", "sam", "masks"]
     with pytest.raises(ConfigError, match="'mask' is not known; choose from detect, dino, sam, masks, clip"):
         chosen_stages(["mask"])
 
 
-def stage_jsons(config: PipelineConfig, stages: tuple = STAGES) -> dict[str, dict]:
+def stage_jsons(config: PipelineConfig, stages: tuple = SHIPPED) -> dict[str, dict]:
     return {
         name: {"hashed": recipe.hashed, "recorded": recorded(recipe, config, "cpu")}
         for name, recipe in recipes(config, stages).items()

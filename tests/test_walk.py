@@ -1,0 +1,99 @@
+"""Every command of the pages is typed as it stands there, in order, and prints what the page shows."""
+
+from pathlib import Path
+
+import pytest
+
+from .pages import PAGES
+from .walk import done, is_shown, lines_of, plain, steps, terminal, typed
+from .walked import make_demo, prepare
+
+NOT_RUN = [
+    "README.md: python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/weakmcn",
+    "README.md: .venv/bin/python -m pytest",
+    "README.md: python3 -m venv .venv",
+    "README.md: weakmcn precompute --data data --dataset refcoco --split train,val --store store",
+    "checkpoints.md: weakmcn convert det_best.pth --annotations data/anns/refcoco.json --out runs/off",
+    "clusters.md: weakmcn train --shards store --dataset refcoco --out runs/first --devices 4",
+    "clusters.md: export RAY_AUTH_MODE=token                    # on every node, with the same ~/.",
+    "clusters.md: srun --gres=gpu:4 --cpus-per-task=32 weakmcn precompute --data data --dataset re",
+    'clusters.md: srun torchrun --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "$SLURM_GPUS_ON_N',
+    "clusters.md: docker build -f docker/Dockerfile -t weakmcn:cpu .",
+    "index.md: python3 -m venv .venv && .venv/bin/pip install -e .",
+    "index.md: weakmcn demo --quick",
+    "index.md: weakmcn serve --run demo/run",
+    "pocket.md: weakmcn pocket world --flavour refcoco+ --images 6000 --seed 5",
+    "predict.md: weakmcn serve --run runs/first",
+    "refcoco.md: weakmcn precompute --data data --dataset refcoco --split train,val,testA,testB -",
+    "runs.md: pip install 'weakmcn[tensorboard]'",
+    "runs.md: tensorboard --logdir demo",
+    "tables.md: weakmcn tables --shards demo/store --dataset refcoco+                 # tables 1",
+    "tables.md: weakmcn precompute --data data --dataset refcoco --split train,val --store store",
+]
+"""Page and first line of every block that cannot be run here; the page says why."""
+WALKED = [page for page in PAGES if steps(page.read_text("utf-8"))]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    make_demo(folder)
+    return folder / "demo"
+
+
+@pytest.mark.parametrize("page", WALKED, ids=lambda page: page.name)
+def test_the_commands_of_a_page_run_in_order_and_print_what_it_shows(page: Path, made: Path, tmp_path: Path) -> None:
+    todo = [step for step in steps(page.read_text("utf-8")) if not step.not_run]
+    if todo:
+        prepare(page.name, made, tmp_path)
+    with terminal(tmp_path):
+        for step in todo:
+            status, printed = done(step)
+            assert status == step.exit_code, f"{step.code}\n{printed}"
+            if step.shown is not None:
+                shown, found = (plain(text, varies=step.varies) for text in (step.shown, printed))
+                assert is_shown(shown, found), "\n".join([step.code, "-- shown", *shown, "-- printed", *found])
+
+
+def test_what_is_not_run_is_this_and_no_more() -> None:
+    found = [(page.name, step) for page in WALKED for step in steps(page.read_text("utf-8")) if step.not_run]
+    assert [f"{page}: {step.name}" for page, step in found] == NOT_RUN
+
+
+def test_a_page_that_shows_what_is_not_printed_is_found() -> None:
+    shown = plain("store: 192 px\nto write 8.9 MB, free 52.5 GB; about 6 s\n…\nall is well\n")
+    assert is_shown(shown, plain("store:  192 px\nto write 8.9 MB, free 3 GB; about 11 s\nso\nand so\nall is well"))
+    assert is_shown(shown, plain("store: 192 px\nto write 8.9 MB, free 3 GB; about 11 s\nall is well"))
+    for printed in (
+        "store: 416 px\nto write 8.9 MB, free 52.5 GB; about 6 s\nall is well",
+        "store: 192 px\nto write 9.9 MB, free 52.5 GB; about 6 s\nall is well",
+        "store: 192 px\nto write 8.9 MB, free 52.5 GB; about 6 s\nall is well\nbut",
+        "store: 192 px\nto write 8.9 MB, free 52.5 GB; about 6 s",
+    ):
+        assert not is_shown(shown, plain(printed))
+
+
+def test_only_where_a_page_says_so_figures_may_differ() -> None:
+    one, other = "REC 7.84, mask 1,077 px", "REC 11.76, mask 0 px"
+    assert plain(one) != plain(other)
+    assert plain(one, varies=True) == plain(other, varies=True)
+    assert plain(one, varies=True) != plain("REC 7.84, no mask", varies=True)
+
+
+def test_an_output_belongs_to_the_commands_right_before_it() -> None:
+    first, second, third = steps(
+        "<!-- exit code 3 -->\n```sh\na\n```\n\n<!-- figures vary -->\n```text\nx\n```\n\n"
+        "```sh\nb\n```\n\nIt says:\n\n```text\ny\n```\n\n  <!-- not run: no GPU -->\n  ```sh\n  c \\\n    d\n  ```\n"
+    )
+    assert (first.exit_code, first.shown, first.varies, first.not_run) == (3, "x\n", True, None)
+    assert (second.exit_code, second.shown) == (0, None)
+    assert (third.not_run, lines_of(third.code)) == ("no GPU", ["c d"])
+
+
+def test_the_output_of_a_command_is_what_a_terminal_would_show(tmp_path: Path) -> None:
+    with terminal(tmp_path):
+        status, printed = typed("weakmcn presets refcoco+ | head -1\nweakmcn runs lost 2>&1\necho never")
+    assert status != 0
+    assert printed.splitlines()[0].startswith("refcoco+:")
+    assert "lost" in printed
+    assert "never" not in printed

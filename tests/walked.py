@@ -1,0 +1,140 @@
+"""What lies in the folder in which a page's commands are typed: what the page says that its reader has by then."""
+
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from weakmcn.pipeline.config import preset
+from weakmcn.pipeline.encoders.dino import build_dino
+from weakmcn.pipeline.encoders.efficient_sam import EfficientSam
+from weakmcn.pipeline.encoders.yolov3 import YOLOv3
+
+from .walk import ELISION, done, shown_again, steps, terminal, typed
+
+DEMO = "weakmcn demo --images 72 --epochs 5 --seed 3 --executor local"
+"""The smallest that a training with the preset's own batch of 48 photographs can be tried on."""
+PHOTO = "demo/data/images/train2014/COCO_train2014_000000000001.jpg"
+
+
+def make_demo(folder: Path) -> None:
+    """The demo that all pages share, below `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with terminal(folder):
+        status, printed = typed(DEMO)
+    assert status == 0, printed
+
+
+def own_photo(folder: Path, name: str) -> None:
+    shutil.copy(folder / PHOTO, folder / name)
+
+
+def as_refcoco(folder: Path) -> None:
+    """The demo's data as `data`, told as RefCOCO, with vectors of a few words beside."""
+    shutil.copytree(folder / "demo/data", folder / "data")
+    (folder / "data/refcoco+").rename(folder / "data/refcoco")
+    with zipfile.ZipFile(folder / "glove.6B.zip", "w") as archive:
+        words = ("red", "ring", "left", "the", "star")
+        for width in (64, 300):  # the pocket world's, and GloVe's own
+            vectors = "".join(f"{word} {' '.join(['0.1'] * width)}\n" for word in words)
+            archive.writestr(f"glove.6B.{width}d.txt", vectors)
+
+
+def refcoco_store(folder: Path) -> None:
+    """`store`: RefCOCO's, with the columns of the pocket networks."""
+    as_refcoco(folder)
+    shutil.copytree(folder / "demo/store", folder / "store")
+    with terminal(folder):
+        words = "--data data --dataset refcoco --split train,val,testA,testB --store store --executor local"
+        status, printed = typed(f"weakmcn precompute {words}")
+    assert status == 0, printed
+
+
+def first_run(folder: Path) -> None:
+    """`runs/first` and `store`: the demo's."""
+    shutil.copytree(folder / "demo/run", folder / "runs/first")
+    (folder / "store").symlink_to("demo/store")
+
+
+def readme(folder: Path) -> None:
+    refcoco_store(folder)
+    own_photo(folder, "dog.jpg")
+
+
+def refcoco(folder: Path) -> None:
+    """With weights of the paper's sizes, all of them zeros: `doctor` says so, and ends with 2."""
+    readme(folder)
+    published = preset("refcoco")
+    networks = {
+        published.detect.checkpoint: lambda: YOLOv3(
+            published.detect.width, published.detect.classes, published.side_px
+        ),
+        published.dino.checkpoint: lambda: build_dino(published.dino),
+        published.sam.checkpoint: lambda: EfficientSam(published.sam),
+    }
+    (folder / "weights").mkdir()
+    for file, build in networks.items():
+        with torch.device("meta"):
+            shapes = build().state_dict()
+        save_file({name: torch.zeros(each.shape, dtype=each.dtype) for name, each in shapes.items()}, folder / file)
+
+
+def faq(folder: Path) -> None:
+    readme(folder)
+    shutil.copytree(folder / "demo/run", folder / "runs/first")
+    shutil.copytree(folder / "demo/run", folder / "runs/second")
+
+
+def predict(folder: Path) -> None:
+    first_run(folder)
+    own_photo(folder, "a.jpg")
+    photos = folder / "photos"
+    (photos / "sub").mkdir(parents=True)
+    for number in (1, 2, 3):
+        shutil.copy((folder / PHOTO).with_name(f"COCO_train2014_{number:012d}.jpg"), photos)
+    shutil.copy(folder / PHOTO, photos / "sub")
+    (photos / "broken.jpg").write_bytes((folder / PHOTO).read_bytes()[:-25])
+
+
+PREPARED: dict[str, Callable[[Path], None]] = {
+    "README.md": readme,
+    "check.md": as_refcoco,
+    "export.md": first_run,
+    "faq.md": faq,
+    "index.md": lambda folder: own_photo(folder, "photo.jpg"),
+    "methods.md": first_run,
+    "predict.md": predict,
+    "predictions.md": first_run,
+    "refcoco.md": refcoco,
+}
+"""Page -> what is put beside `demo`, for what its commands name."""
+
+
+def prepare(page: str, demo: Path, folder: Path) -> None:
+    """A copy of the demo, and what else the page's reader has, in `folder`."""
+    shutil.copytree(demo, folder / "demo", symlinks=True)
+    PREPARED.get(page, lambda folder: None)(folder)
+
+
+def rewrite(pages: Sequence[Path]) -> None:
+    """Run the commands of pages and put what they print into them; outputs with an elision stay."""
+    with tempfile.TemporaryDirectory() as scratch:
+        made = Path(scratch) / "made"
+        make_demo(made)
+        for page in pages:
+            folder = Path(scratch) / page.name
+            prepare(page.name, made / "demo", folder)
+            page.write_text(_rewritten(page.read_text("utf-8"), folder), "utf-8")
+
+
+def _rewritten(text: str, folder: Path) -> str:
+    outputs: list[str | None] = []
+    with terminal(folder):
+        for step in steps(text):
+            status, printed = (step.exit_code, None) if step.not_run else done(step)
+            assert status == step.exit_code, f"{step.code}\n{printed}"
+            outputs.append(None if ELISION in (step.shown or "").splitlines() else printed)
+        return shown_again(text, outputs)
