@@ -504,6 +504,16 @@ def test_stage_1_trains_and_is_measured_by_masks_alone(first: Run) -> None:
     assert all(record.box_photo is None and record.mask and record.points is not None for record in result.records)
 
 
+def test_boxes_and_masks_that_are_annotated_change_no_byte_of_training(first: Run, tmp_path: Path) -> None:
+    def forged(rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            row["box"], row["mask"] = [0.0, 0.0, 1.0, 1.0], rows[0]["mask"]
+
+    other = train(settings(worlds.make_store(tmp_path / "store", train=320, val=60, edit=forged), tmp_path / "run"))
+    (one,), (two,) = ([sorted(run.checkpoints.glob("*.safetensors"))[-1].read_bytes()] for run in (first, other))
+    assert one == two
+
+
 def test_its_channels_are_standardised_by_the_training_images(first: Run, store: Path) -> None:
     opened = Store.open(store)
     keys = [worlds.key_of(image) for image in range(320)]

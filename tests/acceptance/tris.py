@@ -30,7 +30,7 @@ from .settings import (
     world,
 )
 
-STAGE_2_STEPS = 400
+STAGE_2_STEPS = 250
 
 
 def checks(folder: Path) -> Iterator[Check]:
