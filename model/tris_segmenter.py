@@ -52,9 +52,13 @@ class SegmenterConfig(ModelConfig):
     refine: str = "walk"
     """How stage 1's map becomes a pseudo mask: walk (random walk over DINO's tokens), none (as it is), or sam (the
     candidate's mask that fits best; TRIS has no SAM, so that is another system, TRIS-C+SAM)."""
+    cut: float = 0.5
+    """Share of its largest value from which a map that has walked, enlarged, is foreground. TRIS: 0.25, at stride 4."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 < self.cut <= 1:
+            raise ConfigError(f"cut={self.cut} must be in 0..1, 0 excluded.")
         object.__setattr__(self, "decoder_dims", tuple(self.decoder_dims))
         require_one_of("refine", self.refine, REFINEMENTS)
         steps = 5 if "sam" in self.banks else 4

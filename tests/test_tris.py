@@ -368,10 +368,13 @@ def test_a_map_without_a_positive_value_is_nowhere() -> None:
 def test_a_mask_of_cells_keeps_its_borders_when_it_is_enlarged() -> None:
     cells = torch.zeros(1, 6, 6, dtype=torch.bool)
     cells[0, 1:4, 2:6] = True
-    fine = tris_refine.enlarged(cells, (24, 24))[0]
+    fine = tris_refine.cut(cells, (24, 24), 0.5)[0]
     exact = cells[0].repeat_interleave(4, 0).repeat_interleave(4, 1)
     assert (fine & ~exact).sum() == 0
     assert (exact & ~fine).sum() <= 2 * 3  # corners inside the grid are rounded
+    grown = tris_refine.cut(cells, (24, 24), 0.25)[0]
+    assert grown[3, 10:24].all(), "at a quarter a pixel of the finer grid is gained, a quarter of a cell"
+    assert not grown[2].any()
 
 
 def test_the_caption_that_agrees_with_the_others_is_chosen_in_any_order() -> None:
@@ -461,6 +464,9 @@ def test_with_sams_map_the_answer_is_twice_as_fine() -> None:
 
 
 def test_settings_of_stage_2_that_do_not_fit_are_refused() -> None:
+    for share in (0, 1.5):
+        with pytest.raises(ConfigError, match="cut"):
+            replace(SEGMENTER, cut=share)
     with pytest.raises(ConfigError, match=r"decoder_dims=\[12, 10, 8, 6\]: 5 widths .* with banks dino, sam"):
         replace(SEGMENTER, banks=("dino", "sam"))
     with pytest.raises(ConfigError, match="refine='crf' is not known; choose one of walk, none, sam"):

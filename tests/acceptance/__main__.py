@@ -41,7 +41,7 @@ def main() -> int:
             if chosen.only in (None, name):
                 started = time.monotonic()
                 for check in part(folder):
-                    console.print(f"{check}", markup=False, highlight=False)
+                    console.print(f"{check}", markup=False, highlight=False, soft_wrap=True)
                     found.append(check)
                 console.print(f"{name}: {time.monotonic() - started:.0f} s")
     console.print(_table(found))
