@@ -61,8 +61,9 @@ def checks(folder: Path) -> Iterator[Check]:
 
     labelled = (segmenter(refine="none"), segmenter(cut=0.25), segmenter())
     raw, walked, own = (_fit_of_labels(run, store, model) for model in labelled)
-    yield at_least("TRIS-C 10: mIoU of pseudo masks, walked and cut at 0.25 less raw", walked - raw, 0.05)
-    yield reported("TRIS-C: mIoU of pseudo masks, walked and cut where model.cut says", own)
+    yield at_least("TRIS-C 10: mIoU of pseudo masks on cells, walked and cut at 0.25 less raw", _walk(run, store), 0.05)
+    yield at_least("TRIS-C 10: the same of the labels, enlarged and cut at model.cut", own - raw, 0.05)
+    yield reported("TRIS-C: the same, enlarged and cut at 0.25", walked - raw)
     yield at_most("TRIS-C 10: planted map chosen, share of 120", _planted(run, store), 0.05)
     yield from _two_stages(folder, store)
 
@@ -99,6 +100,24 @@ def _fit_of_labels(run: Run, store: Path, model: SegmenterConfig) -> float:
     made = unpack_bits(pseudo_labels(run, material(store, run, model))).numpy()
     true = [truth.reshape(made.shape[1], 4, -1, 4)[:, 0, :, 0] for truth in truths(store, "train")]
     return float(np.mean([mask_iou(one, other) for one, other in zip(made, true, strict=True)]))
+
+
+@torch.no_grad()
+def _walk(run: Run, store: Path) -> float:
+    """What the walk adds to the mean IoU of 300 maps with the true masks, both of cells, cut as in the prototype."""
+    given, net = material(store, run, segmenter()), run.network()
+    samples, true = given.samples, truths(store, "train")
+    loader, gained = Loader(given.store, run.method.fields(run.model)), []
+    for reference in range(300):
+        batch = loader.batch([samples.keys[reference]], samples.tokens[reference][:1])
+        responses: Any = net.responses(batch)  # pyright: ignore[reportCallIssue]
+        raw = tris_refine.normalised(responses)
+        assert batch.dino is not None
+        walked = tris_refine.walked(raw, tris_refine.transitions(batch.dino))
+        cells = true[reference][synthetic.CELL // 2 :: synthetic.CELL, synthetic.CELL // 2 :: synthetic.CELL]
+        ious = [mask_iou(mask[0].numpy(), cells) for mask in (walked >= 0.25, raw > 0)]
+        gained.append(ious[0] - ious[1])
+    return float(np.mean(gained))
 
 
 @torch.no_grad()
