@@ -21,7 +21,7 @@ from ..pipeline.images import Photo, shown
 from ..pipeline.references import sentence_fault
 from ..pipeline.remembered import configured
 from ..pipeline.stages import STAGES, Stage, columns_read, differences, load_encoder, recipes
-from ..shards.codec import decode, encode
+from ..shards.codec import decode, encode, unpack_masks
 from ..shards.errors import CheckpointError, InputError, WeakmcnError
 
 KEY = "0" * 12
@@ -29,8 +29,6 @@ KEY = "0" * 12
 PHOTOS_AT_ONCE = 16
 """Decoded at a time; the largest batch of any preset."""
 PHRASES_AT_ONCE = 64
-UNUSED_BY_PREDICTION = ("masks",)
-"""Fields of a batch that only training reads."""
 
 Columns = dict[str, np.ndarray]
 
@@ -56,8 +54,7 @@ class Answerer:
 
     def __init__(self, run: Run, config: PipelineConfig, device: str) -> None:
         """config: of the frozen networks; CheckpointError unless they are those that the run was trained behind."""
-        fields = [name for name in run.method.fields(run.model) if name not in UNUSED_BY_PREDICTION]
-        self._columns = columns_of(fields)
+        self._columns = columns_of(run.method.answers_from(run.model))
         self._stages = _with_what_they_read({column.partition(".")[0] for column in self._columns.values()}, config)
         _check_same_columns(run, self._stages, config)
         self._run, self._config, self._device = run, config, device
@@ -103,8 +100,7 @@ class Answerer:
         count, max_tokens = len(phrases), self._run.model.max_tokens
 
         def repeated(column: str) -> torch.Tensor:
-            value = torch.from_numpy(np.ascontiguousarray(columns[column])).to(self._device)
-            value = value.long() if column == "detect.cells" else value
+            value = torch.from_numpy(in_batch(column, columns, self.side)).to(self._device)
             return value.expand(count, *value.shape)
 
         tokens = np.stack([self._vocabulary.ids(text, max_tokens) for text in phrases])
@@ -140,6 +136,13 @@ class Answerer:
             else np.asarray(values[field.name], field.numpy_dtype)
             for field in stage.fields
         }
+
+
+def in_batch(column: str, columns: Columns, side: int) -> np.ndarray:
+    """One photo's value of a column as batches hold it: cells are indices, masks no frame but packed bits."""
+    if column == "masks.bits":
+        return unpack_masks(columns[column], len(columns["detect.boxes"]), side)
+    return np.array(columns[column], dtype=np.int64 if column == "detect.cells" else None)
 
 
 def frozen_networks(run: Run, checkpoints: Mapping[str, str]) -> PipelineConfig:

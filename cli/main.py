@@ -10,6 +10,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -92,6 +93,12 @@ def weakmcn(
     show_version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
     ] = False,
+    own: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--with", metavar="FILE", help="A Python file with methods of your own; its code is run. May be repeated."
+        ),
+    ] = None,
     debug: Annotated[
         bool, typer.Option(DEBUG, help="Print the traceback of an error too; may stand anywhere.")
     ] = False,
@@ -104,6 +111,10 @@ def weakmcn(
     Exit codes: 0 done; 1 failed; 2 the input or the command line is wrong, nothing was started; 3 finished, but some
     images were skipped; 130 or 143 interrupted.
     """
+    for file in own or ():
+        from ..model.own import add_methods
+
+        add_methods(file)
 
 
 app.callback(help=reflowed(weakmcn.__doc__))(weakmcn)

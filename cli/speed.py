@@ -23,6 +23,7 @@ from ..model.run import Run, device_of
 from ..pipeline.images import Photo
 from ..pipeline.remembered import configured
 from ..pipeline.stages import STAGES, Encoder, Stage, columns_read, load_encoder
+from .answering import in_batch
 
 BATCH = 16
 SINGLES = 100
@@ -100,8 +101,7 @@ class _Answering:
         self._references = [reference for reference in references if reference.usable]
         self._files = photographs
         self._config = configured(run.columns, store=run.store)
-        # Masks are read to train and to measure, never to answer.
-        self._fields = columns_of(field for field in run.method.fields(run.model) if field != "masks")
+        self._fields = columns_of(run.method.answers_from(run.model))
         self._stages = self._needed()
         self._next = 0
 
@@ -163,15 +163,16 @@ class _Answering:
         return seen
 
     def _batch(self, chosen: Sequence[Reference], seen: Sequence[dict[str, np.ndarray]]) -> Batch:
+        side = self._config.side_px
+
         def stacked(column: str) -> torch.Tensor:
-            value = torch.from_numpy(np.stack([values[column] for values in seen])).to(self._device)
-            return value.long() if column == "detect.cells" else value
+            return torch.from_numpy(np.stack([in_batch(column, values, side) for values in seen])).to(self._device)
 
         vocabulary, length = self._run.vocabulary, self._run.model.max_tokens
         tokens = [vocabulary.ids(each.sentences[each.usable[0]], length) for each in chosen]
         return Batch(
             **{field: stacked(column) for field, column in self._fields.items()},
-            letterbox=stacked("letterbox"),
+            letterbox=torch.from_numpy(np.stack([values["letterbox"] for values in seen])).to(self._device),
             tokens=torch.from_numpy(np.stack(tokens)).to(self._device),
             images=torch.tensor([int(each.key) for each in chosen], device=self._device),
         )

@@ -124,6 +124,7 @@ class Plans:
                 "samples": dict(digests),
                 "words": self._words_digest,
                 **({"first_stage": first.made_from} if first else {}),
+                **({"code": method.code.sha256} if method.code else {}),
             }
         )
         name = f"{system.method}-{short(made_from)}"

@@ -5,12 +5,13 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .table_rows import PAPER_SPLIT, SAMS, TABLES, TEACHERS, Table, teachers
+from .table_rows import ALL_METHODS, PAPER_SPLIT, SAMS, TABLES, TEACHERS, Row, System, Table, teachers
 
 if TYPE_CHECKING:
     from ..shards.store import Store
@@ -37,6 +38,10 @@ def tables(
         str | None,
         typer.Option(help="Sizes and recipe, as for train.", show_default="what fits the store and the data set"),
     ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="Only the rows of this method; repeatable.", show_default="all rows"),
+    ] = None,
     seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Runs a row: seeds 0 to N-1.")] = 1,
     split: Annotated[str, typer.Option(help="What is measured: val, or several, separated by commas.")] = PAPER_SPLIT,
     settings: Annotated[
@@ -50,6 +55,7 @@ def tables(
         list[Path] | None,
         typer.Option(metavar="STORE", help="For the table of teachers: a store with another SAM; repeatable."),
     ] = None,
+    speed: Annotated[bool, typer.Option("--speed/--no-speed", help="Whether tables 4 and 5 time the answers.")] = True,
     data: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The photographs, for timing.", show_default="where the store was made from"),
@@ -67,13 +73,15 @@ def tables(
     Writes   DIR: tables.md, table-1.csv, table-1.tex and so on; runs, results
     Example  weakmcn tables --shards demo/store --dataset refcoco+
              weakmcn tables 1 2 ablations --shards demo/store --seeds 3
+             weakmcn --with mine.py tables 5 --shards demo/store --method mine --no-speed
 
     \b
     1  the mask head, no mask head, and SAM in its place
     2  ISL's threshold, 0.1 to 0.4
     3  banks: dino, + sam, + clip; REC and RES
     4  the same from the detector alone on, with frames a second
-    5  all methods: parameters, training time, frames a second
+    5  all methods, your own (--with) too: parameters, training time,
+       frames a second
     ablations  without SCL, ISL, DVFE's router, all of DVFE
     teachers   SAM's sizes, a store each
 
@@ -106,6 +114,9 @@ def tables(
     wanted = [table for table in TABLES if table.name in names]
     if TEACHERS in names:
         wanted.append(table_of_teachers([store, *map(Store.open, teacher or ())], dataset, splits))
+    wanted = [rows_of(with_own(table), method) for table in wanted]
+    if not speed:
+        wanted = [replace(table, costs=tuple(cost for cost in table.costs if cost != "speed")) for table in wanted]
     console = Console(highlight=False)
     with only_writer(out, "weakmcn tables"):
         plan = Plan.of(plans, wanted, seeds)
@@ -145,6 +156,33 @@ def chosen(words: Sequence[str]) -> list[str]:
             raise ConfigError(f"there is no table {word!r}; choose from {', '.join(NAMES)}, or a range like 1-5.")
         found += named
     return found
+
+
+def with_own(table: Table) -> Table:
+    """Table 5 with a row for each method of the user's own (`--with`); any other as it is."""
+    from ..model.methods import METHODS
+
+    if table.name != ALL_METHODS:
+        return table
+    own = {name: method for name, method in METHODS.items() if method.code}
+    rows = [
+        Row(label=name, system=System(method=name), rec=method.boxes, res="own" if method.masks else "SAM head")
+        for name, method in own.items()
+    ]
+    return replace(table, rows=(*table.rows, *rows))
+
+
+def rows_of(table: Table, methods: Sequence[str] | None) -> Table:
+    """The rows of some methods, all where none is named; ConfigError where that leaves none."""
+    from ..model.methods import method_of
+    from ..shards.errors import ConfigError
+
+    rows = tuple(row for row in table.rows if not methods or row.system.method in methods)
+    if not rows:
+        for name in methods or ():
+            method_of(name)  # raises, naming those there are
+        raise ConfigError(f"table {table.name} has no row of {' or '.join(methods or ())}; leave it, or --method, out.")
+    return replace(table, rows=rows)
 
 
 def table_of_teachers(stores: "Sequence[Store]", dataset: str, splits: Sequence[str]) -> Table:

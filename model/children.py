@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any
 
 from ..shards.errors import WeakmcnError
+from . import own
 from .interrupts import STOPS, Interrupted
 
 GRACE_S = 10
@@ -44,8 +45,13 @@ class Report:
 
 
 def received_order() -> dict[str, Any]:
-    """What `run_ranks` asks of this process; from now on this one ends with the one that started it, as with a kill."""
+    """What `run_ranks` asks of this process; from now on this one ends with the one that started it, as with a kill.
+
+    Knows the methods that the other one knows.
+    """
     order = json.loads(sys.stdin.readline())
+    for file in order.pop("with"):
+        own.add_methods(Path(file))
 
     def wait() -> None:
         while os.read(0, 1):
@@ -132,7 +138,8 @@ def _start(rank: int, code: str, order: Mapping[str, Any], size: int) -> _Child:
     os.close(write_end)
     assert process.stdin is not None
     with suppress(BrokenPipeError):  # it has ended already: `_watch` finds out
-        process.stdin.write(json.dumps({**order, "report_end": write_end}, default=str).encode() + b"\n")
+        told = {**order, "report_end": write_end, "with": own.files()}
+        process.stdin.write(json.dumps(told, default=str).encode() + b"\n")
         process.stdin.flush()
     return _Child(rank, process, read_end)
 

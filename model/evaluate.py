@@ -142,7 +142,7 @@ def evaluate_run(
     """
     store = store or Store.open(run.store)
     run.check_columns(store)
-    return evaluate(
+    found = evaluate(
         run.network(ema=ema, device=device_of(device)),
         vocabulary=run.vocabulary,
         method=run.method,
@@ -152,6 +152,7 @@ def evaluate_run(
         split=split,
         batch=batch,
     )
+    return replace(found, notes=[*found.notes, *run.notes])
 
 
 def evaluate(

@@ -1,5 +1,6 @@
-"""The systems that can be trained, by name. A new one is a file of its own and a line in `METHODS`."""
+"""The systems that can be trained, by name. A new one is a file of its own and a line in `METHODS`, here or there."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,15 @@ from .weakmcn import WeakMCN
 
 
 @dataclass(frozen=True, kw_only=True)
+class Code:
+    """The file of the user's that a method came from."""
+
+    file: str
+    """As it was named."""
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """How a system is built and what it reads.
 
@@ -42,6 +52,8 @@ class Method:
     """Whether it keeps what needs it in float32 when the rest of a step is computed in bfloat16 (precision.py)."""
     late: tuple[str, ...] = ()
     """Those of its fields that it does not read before epoch `warm_epochs`."""
+    only_trains: tuple[str, ...] = ("masks", "clip_candidates")
+    """Those of its fields that it reads to train and never to answer."""
     shares_images: bool = True
     """Whether several expressions of a batch may be about one image (`train.sampling=images`)."""
     masks: bool = True
@@ -56,10 +68,43 @@ class Method:
     """What it learns from beside columns and words."""
     remarks: Callable[[Any], Sequence[str]] = lambda config: ()
     """What a reader of its figures must know, a line each."""
+    code: Code | None = None
+    """Where it is from (own.py tells); None for those of the program."""
+
+    def answers_from(self, config: ModelConfig) -> list[str]:
+        """The fields of a batch that an answer needs."""
+        return [name for name in self.fields(config) if name not in self.only_trains]
 
     def predicts_masks(self, config: ModelConfig) -> bool:
         """Whether it does so under `config`. Where not, its boxes are measured, and SAM's masks of them."""
         return self.masks and config.wres
+
+
+def _refclip_recipe(preset_name: str) -> tuple[ModelConfig, TrainConfig]:
+    """The preset's sizes, the fusion twice as wide and no banks; the release's own recipe, the same for all data sets.
+
+    `pocket` keeps its recipe.
+    """
+    model, train = preset(preset_name), train_preset(preset_name)
+    if preset_name != "pocket":
+        train = replace(train, batch=64, lr=1e-4, min_lr=1e-6, warmup_epochs=3)
+    return replace(model, wrec_dim=2 * model.wrec_dim, banks=()), train
+
+
+def _apl_recipe(preset_name: str) -> tuple[ModelConfig, TrainConfig]:
+    """RefCLIP's, with a seed of its own; the box head is as wide as the preset's fusion.
+
+    It joins after 10 of 25 epochs, a number of ours: the release's (BURN_IN) was not published.
+    """
+    sizes, (model, train) = preset(preset_name), _refclip_recipe(preset_name)
+    pocket = preset_name == "pocket"
+    own = replace(
+        model,
+        wres_dim=sizes.wrec_dim,
+        warm_epochs=sizes.warm_epochs if pocket else 10,
+        class_names=POCKET_CLASSES if pocket else COCO_CLASSES,
+    )
+    return own, replace(train, seed=666666)
 
 
 METHODS: dict[str, Method] = {
@@ -74,8 +119,9 @@ METHODS: dict[str, Method] = {
         fields=refclip.fields_of,
         bfloat16=True,
         masks=False,
+        recipe=_refclip_recipe,
     ),
-    "apl": Method(build=APL, fields=apl.fields_of, words=prompt_words, masks=False),
+    "apl": Method(build=APL, fields=apl.fields_of, words=prompt_words, masks=False, recipe=_apl_recipe),
     "tris-c": Method(
         build=TRIS,
         fields=tris.fields_of,
@@ -109,33 +155,26 @@ METHODS: dict[str, Method] = {
 }
 
 
-def method_of(name: str) -> Method:
-    """The method of that name; ConfigError naming those that exist."""
-    if name not in METHODS:
-        raise ConfigError(f"method {name!r} is not known; choose one of {', '.join(METHODS)}.")
-    return METHODS[name]
+def method_of(name: str, file: str | None = None) -> Method:
+    """The method of that name; ConfigError naming those that exist.
+
+    file: where a run says it is from, of the user's own. It is told and not run: that takes `--with`.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    if file is not None:
+        raise ConfigError(
+            f"method {name!r} is in {file!r}, a file of its user's. To run the code of that file, name it before the "
+            f"command: weakmcn --with {shlex.quote(file)} …"
+        )
+    raise ConfigError(f"method {name!r} is not known; choose one of {', '.join(METHODS)}.")
 
 
 def recipe(method: str, preset_name: str) -> tuple[ModelConfig, TrainConfig]:
-    """Sizes and optimisation of a method under a preset; ConfigError for a name that does not exist.
+    """Sizes and optimisation of a method under a preset, the preset's own where the method has no recipe.
 
-    weakmcn is the preset itself. RefCLIP and APL keep its sizes but for a fusion twice as wide and no banks, and on
-    the paper's presets take the values of their own releases, the same for all data sets: batch 64, learning rate 1e-4
-    down to 1e-6, 3 epochs of warm-up, seed 123456 and 666666. APL's box head is as wide as the preset's fusion (512)
-    and joins after 10 of 25 epochs, a number of ours (its BURN_IN was not published). `pocket` keeps its own recipe.
+    ConfigError for a name that does not exist.
     """
-    if (own_recipe := method_of(method).recipe) is not None:
-        return own_recipe(preset_name)
-    model, train = preset(preset_name), train_preset(preset_name)
-    if method == "weakmcn":
-        return model, train
-    pocket = preset_name == "pocket"
-    if not pocket:
-        train = replace(train, batch=64, lr=1e-4, min_lr=1e-6, warmup_epochs=3)
-    own = replace(model, wrec_dim=2 * model.wrec_dim, banks=())
-    if method == "refclip":
-        return own, train
-    names = POCKET_CLASSES if pocket else COCO_CLASSES
-    burn_in = model.warm_epochs if pocket else 10
-    own = replace(own, wres_dim=model.wrec_dim, warm_epochs=burn_in, class_names=names)
-    return own, replace(train, seed=666666)
+    if (own := method_of(method).recipe) is not None:
+        return own(preset_name)
+    return preset(preset_name), train_preset(preset_name)

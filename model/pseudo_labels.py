@@ -7,7 +7,7 @@ Axes: R references, J captions of one, H W rows and columns of stage 1's maps.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from .wrec import pick
 
 if TYPE_CHECKING:
     from .run import Run
+    from .tris_segmenter import SegmenterConfig
 
 FIRST = "tris-c"
 """The method that stage 2 goes on from."""
@@ -119,11 +120,10 @@ def _check_first_stage(run: "Run", material: Material) -> None:
 @torch.no_grad()
 def pseudo_labels(run: "Run", material: Material) -> Tensor:
     """The pseudo mask of every reference, by the finished run of stage 1: uint8 [R, S/4, S/32], on the host."""
-    samples, settings = material.samples, material.model
-    refine: str = settings.refine  # pyright: ignore[reportAttributeAccessIssue]
+    samples, settings = material.samples, cast("SegmenterConfig", material.model)
     net: Any = run.network(device=material.device)
     spoken = TrisLessons(replace(material, model=run.model, first_stage=None))
-    fields = (*run.method.fields(run.model), "dino", *(("masks",) if refine == "sam" else ()))
+    fields = (*run.method.fields(run.model), "dino", *(("masks",) if settings.refine == "sam" else ()))
     loader = Loader(material.store, dict.fromkeys(fields), device=material.device)
     labels = np.zeros((len(samples.keys), settings.side_px // 4, settings.side_px // 32), np.uint8)
     order = sorted(range(len(samples.keys)), key=lambda reference: samples.keys[reference])
@@ -141,7 +141,7 @@ def pseudo_labels(run: "Run", material: Material) -> Tensor:
                 own = slice(first, first + len(samples.usable[reference]))
                 rows.append(first + _chosen(maps[own], reference, own, batch, run, spoken))
                 first = own.stop
-            labels[chunk] = _packed(_masks(maps[rows], batch, rows, refine, settings.side_px))
+            labels[chunk] = _packed(_masks(maps[rows], batch, rows, settings))
             count(len(chunk))
     return torch.from_numpy(labels)
 
@@ -157,19 +157,19 @@ def _chosen(maps: Tensor, reference: int, rows: slice, batch: Batch, run: "Run",
     return int((seen @ F.normalize(said, dim=-1).T).sum(dim=1).argmax())
 
 
-def _masks(maps: Tensor, batch: Batch, rows: Sequence[int], refine: str, side_px: int) -> Tensor:
+def _masks(maps: Tensor, batch: Batch, rows: Sequence[int], settings: "SegmenterConfig") -> Tensor:
     """bool [n, S/4, S/4] of R [n, H, W]; rows: of the batch, one for each."""
-    size = (side_px // 4, side_px // 4)
-    if refine == "sam":
+    size = (settings.side_px // 4, settings.side_px // 4)
+    if settings.refine == "sam":
         assert batch.masks is not None
         masks = batch.masks[rows]
         chosen = tris_refine.best_candidate(maps, candidate_masks(masks, maps.shape[-2:]))
         return F.adaptive_avg_pool2d(unpack_bits(pick(masks, chosen)).float(), size) >= 0.5
-    if refine == "none":
-        return tris_refine.enlarged(maps > 0, size)
+    if settings.refine == "none":
+        return tris_refine.cut(maps > 0, size, 0.5)
     assert batch.dino is not None
     maps = tris_refine.walked(maps, tris_refine.transitions(batch.dino[rows]))
-    return tris_refine.enlarged(maps >= tris_refine.FOREGROUND, size)
+    return tris_refine.cut(maps, size, settings.cut)
 
 
 def _packed(masks: Tensor) -> np.ndarray:

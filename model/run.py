@@ -29,7 +29,7 @@ from .origin import Origin
 from .vocabulary import Vocabulary
 
 FORMAT = 1
-NOT_COMPARED = ("store", "store_absolute", "version", "words.file", "first_stage.run")
+NOT_COMPARED = ("store", "store_absolute", "version", "words.file", "first_stage.run", "code.file")
 """What may differ when a run is continued: it does not change the result."""
 DATA = "samples."
 """How the names of the data's digests begin."""
@@ -87,7 +87,17 @@ class Run:
 
     @property
     def method(self) -> Method:
-        return method_of(self.facts["method"])
+        return method_of(self.facts["method"], (self.facts.get("code") or {}).get("file"))
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the run's figures must know of the run itself."""
+        now, then = self.method.code, self.facts.get("code")
+        if now is None or then is None or now.sha256 == then["sha256"]:
+            return []
+        return [
+            f"{now.file} is not as it was when the run was trained; its answers are those of the file as it is now."
+        ]
 
     @property
     def dataset(self) -> str:

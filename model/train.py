@@ -35,6 +35,7 @@ from .journal import Clock, Journal, cut_to
 from .lessons import Lessons, Material
 from .loader import Loader, ahead, columns_of
 from .methods import method_of
+from .own import facts as code_facts
 from .precision import computing_in, settled
 from .preflight import check_canvas, check_folder, first_stage_of, next_step, odd_settings, word_vectors
 from .progress import Watch, tell
@@ -321,6 +322,7 @@ def _open_run(
         "store_absolute": str(settings.store.absolute()),
         "samples": samples.digests,
         "words": words,
+        **code_facts(method_of(settings.method)),
         **lessons.facts,
     }
     if settings.negatives == "local" and ranks.together:  # then, and only then, their number changes the loss

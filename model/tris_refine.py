@@ -18,8 +18,6 @@ REFINEMENTS = ("walk", "none", "sam")
 SHARPNESS = 10
 RADIUS = 5
 SQUARINGS = 2
-FOREGROUND = 0.25
-"""Of a map that has walked, its largest value being 1. As it was before, a map's foreground is what is positive."""
 
 
 def normalised(maps: Tensor) -> Tensor:
@@ -61,13 +59,12 @@ def walked(maps: Tensor, steps: Tensor, squarings: int = SQUARINGS) -> Tensor:
     return normalised(spread.unflatten(-1, maps.shape[-2:]))
 
 
-def enlarged(cells: Tensor, size: Sequence[int]) -> Tensor:
-    """The masks bool [B, H, W] on a finer grid, bool [B, h, w].
+def cut(maps: Tensor, size: Sequence[int], share: float) -> Tensor:
+    """Where maps [B, H, W], enlarged to a finer grid, have at least this share of 1: bool [B, h, w].
 
-    It is cells that are in or out: a map that is enlarged first and cut at a quarter afterwards would gain a quarter of
-    a cell all around.
+    At one half a mask of cells keeps its borders; at a quarter it gains a quarter of a cell all around.
     """
-    return F.interpolate(cells[:, None].float(), list(size), mode="bilinear")[:, 0] >= 0.5
+    return F.interpolate(maps[:, None].float(), list(size), mode="bilinear")[:, 0] >= share
 
 
 def best_candidate(maps: Tensor, masks: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ with the pseudo mask at a quarter of the canvas. The last step's logits answer; 
     c1   SAM's embedding, where sam is among the banks, without words, on a grid twice as fine as c2's
 
 Two things differ from the release by intent: padding words are masked, and a mask without a positive logit is empty
-instead of everything. The sentence encoder starts as stage 1's ended. Trainable parameters beside it: 15,998,057 at the
-paper's sizes, 16,173,452 with SAM's map.
+instead of everything. Cells hear the sentence beside its words, where CLIP's words end with a token for it. The
+sentence encoder starts as stage 1's ended. Trainable parameters beside it: 15,998,057 at the paper's sizes, 16,173,452
+with SAM's map.
 Axes: B batch, C channels, H W rows and columns, L words, D width of a word.
 """
 
@@ -51,9 +52,13 @@ class SegmenterConfig(ModelConfig):
     refine: str = "walk"
     """How stage 1's map becomes a pseudo mask: walk (random walk over DINO's tokens), none (as it is), or sam (the
     candidate's mask that fits best; TRIS has no SAM, so that is another system, TRIS-C+SAM)."""
+    cut: float = 0.5
+    """Share of its largest value from which a map that has walked, enlarged, is foreground. TRIS: 0.25, at stride 4."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 < self.cut <= 1:
+            raise ConfigError(f"cut={self.cut} must be in 0..1, 0 excluded.")
         object.__setattr__(self, "decoder_dims", tuple(self.decoder_dims))
         require_one_of("refine", self.refine, REFINEMENTS)
         steps = 5 if "sam" in self.banks else 4
@@ -214,7 +219,17 @@ class TRISSegmenter(nn.Module):
         if "sam" in self.config.banks:
             quarter = self.config.side_px // 4
             maps.append(_resized(self.standardise(batch, "sam"), (quarter, quarter)))
-        return self.segment(maps, self.text.states(batch.tokens), batch.tokens == PAD)
+        return self.segment(maps, *self._said(batch.tokens))
+
+    def _said(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """What cells attend to, [B, 1 + L, D], and which of it are pads, bool: the sentence, then its words.
+
+        CLIP's words too end with a token for the whole. Without it a word that stands alone would not be heard: every
+        cell's attention to it is 1, and InstanceNorm makes its bias of what is the same everywhere.
+        """
+        words, pads = self.text.states(tokens), tokens == PAD
+        sentence = self.text.pool(words, pads)
+        return torch.cat([sentence[:, None], words], dim=1), F.pad(pads, (1, 0), value=False)
 
 
 def _resized(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -45,7 +45,7 @@ def commands() -> dict[str, Any]:
 
 def options(command: Any) -> set[str]:
     """The options that a command's help lists."""
-    names = {name for parameter in command.params for name in parameter.opts}
+    names = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     return {name for name in names if name.startswith("-")} | {"--help"}
 
 
@@ -78,7 +78,12 @@ def said(line: str) -> list[list[str]]:
 
 
 def command_of(words: Sequence[str]) -> tuple[str, list[str]]:
-    """The command that words behind `weakmcn` name, a group with its inner one, and the words behind that."""
+    """The command that words behind `weakmcn` name, a group with its inner one, and the words behind that.
+
+    `--with FILE` before a command is the program's own.
+    """
+    while words[:1] == ["--with"]:
+        words = words[2:]
     known = commands()
     count = next((count for count in (2, 1) if len(words) >= count and " ".join(words[:count]) in known), 0)
     return " ".join(words[:count]), list(words[count:])

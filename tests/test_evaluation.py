@@ -12,6 +12,7 @@ from weakmcn.model.batch import Batch
 from weakmcn.model.candidates import Candidates
 from weakmcn.model.config import ModelConfig
 from weakmcn.model.evaluate import Evaluation, evaluate, evaluate_run
+from weakmcn.model.mask_answers import MaskPredictions
 from weakmcn.model.methods import METHODS, Method
 from weakmcn.model.references import sentences_in_row_order
 from weakmcn.model.train import train
@@ -100,6 +101,22 @@ class Blank(Fixed):
         found = super().predict(batch)
         assert found.mask_logits is not None
         return replace(found, mask_logits=torch.full_like(found.mask_logits, -1.0))
+
+
+class Pointing(Fixed):
+    """Predicts no boxes, and a mask of nothing whose highest pixel is inside the candidate."""
+
+    def predict(self, batch: Batch) -> MaskPredictions:
+        inside = super().predict(batch).mask_logits
+        assert inside is not None
+        return MaskPredictions(inside.clamp(-1, 0))
+
+
+def test_where_it_points_is_told_apart_from_what_it_covers(store: Path, targets: list[int]) -> None:
+    result = measure(store, Pointing(TINY, 0), replace(FIXED, boxes=False))
+    assert result.summary["pointm"] == pytest.approx(100 * targets.count(0) / VAL)
+    assert result.summary["res_miou"] == pytest.approx(0, abs=1e-6)
+    assert [record.points for record in result.records[::2]] == [target == 0 for target in targets]
 
 
 def test_the_sam_head_puts_sams_mask_of_the_box_in_place_of_the_predicted_one(store: Path) -> None:
