@@ -13,7 +13,7 @@ NOT_RUN = [
     "README.md: .venv/bin/python -m pytest",
     "README.md: python3 -m venv .venv",
     "README.md: weakmcn precompute --data data --dataset refcoco --split train,val --store store",
-    "acceptance.md: python -m tests.acceptance --folder acceptance      # just acceptance; --only tri",
+    "acceptance.md: python -m tests.acceptance --folder acceptance      # just acceptance; --only tr",
     "checkpoints.md: weakmcn convert det_best.pth --annotations data/anns/refcoco.json --out runs/off",
     "clusters.md: weakmcn train --shards store --dataset refcoco --out runs/first --devices 4",
     "clusters.md: export RAY_AUTH_MODE=token                    # on every node, with the same ~/.",
