@@ -22,6 +22,7 @@ DEMO = ("--images", "64", "--epochs", "2", "--executor", "local", "--seed", "3")
 """The smallest demo there is a point in: 40 photographs to train on."""
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file's tests share a process, for what they make once; those that start Ray share one, for there is one Ray.
 

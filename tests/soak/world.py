@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest.mock import patch
 
+import cv2
 from rich.console import Console
 from weakmcn.cli.main import main
 from weakmcn.pipeline.config import PRESETS, PipelineConfig
@@ -131,6 +132,7 @@ def forked(work: Callable[[], int]) -> int:
 
     A fork costs milliseconds where a new interpreter costs seconds. Only for processes that have no other threads.
     """
+    cv2.setNumThreads(1)  # ends OpenCV's threads here, where they are; in a child it would wait for them for ever
     pid = os.fork()
     if pid:
         return pid
