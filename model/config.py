@@ -126,14 +126,7 @@ class ModelConfig:
             name: getattr(self, name)
             for name in (
                 *("max_tokens", "word_dim", "text_dim", "wrec_dim", "wres_dim", "text_heads", "text_ff_dim"),
-                *(
-                    "text_flat_dim",
-                    "attention_heads",
-                    "dino_channels",
-                    "sam_channels",
-                    "clip_channels",
-                    "extra_channels",
-                ),
+                *("text_flat_dim", "attention_heads", *(f"{bank}_channels" for bank in BANKS)),
             )
         }
         sizes |= {f"dark_channels[{i}]": size for i, size in enumerate(self.dark_channels)}

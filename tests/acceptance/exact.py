@@ -79,7 +79,7 @@ def checks(method: str, file: str, wanted: dict[str, tuple[str, ...]]) -> Iterat
     """Runs the tests; a check holds if all of its own ran and passed. file: the method's, in tests."""
     outcomes = _Outcomes()
     ids = [name if "::" in name else f"{file}::{name}" for names in wanted.values() for name in names]
-    pytest.main(["-q", "--no-header", *(str(TESTS / each) for each in ids)], plugins=[outcomes])
+    pytest.main(["-q", "--no-header", "-n", "0", *(str(TESTS / each) for each in ids)], plugins=[outcomes])
     for check, names in wanted.items():
         right = sum(outcomes.passed.get(name.rpartition("::")[2], False) for name in names)
         yield Check(f"{method} {check}", right, f"{len(names)} tests", right == len(names))
