@@ -110,6 +110,8 @@ def test_what_a_store_remembers_of_the_file_is_never_run(make, file: Path, tmp_p
         (("axis=1)", "axis=1)[:1]"), "encode gave float32 [1, 2, 12, 12], not float [3, 2, 12, 12]"),
         (("axis=1)", "axis=1).astype(int)"), "encode gave int64 [3, 2, 12, 12], not float [3, 2, 12, 12]"),
         (("-cells", "np.nan * cells"), "values are NaN or infinite"),
+        (("channels = 2", "channels = lost"), "grey.py: line 10: NameError: name 'lost' is not defined"),
+        (("batch = 3", "batch = "), "grey.py: line 11: SyntaxError: invalid syntax"),
     ],
 )
 def test_a_file_that_does_not_keep_the_rules_is_told(make, file: Path, change: tuple[str, str], says: str) -> None:
@@ -117,6 +119,7 @@ def test_a_file_that_does_not_keep_the_rules_is_told(make, file: Path, change: t
     ended = make("--stages", "extra", "--checkpoint", f"extra={file}")
     assert ended.status in (1, 2)
     assert says in ended.out + ended.err
+    assert not list(file.parent.rglob("__pycache__"))
 
 
 def test_a_name_that_is_no_python_file_is_told(make, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ The file has a class `Encoder` (see `Own`). It is code, so it is run only where 
 or a run remembers of it is compared and never executed.
 """
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from ...shards.errors import CheckpointError, StageError
 from ...shards.fingerprint import file_sha256
+from ...shards.own_code import run_own
 from ..config import ExtraConfig, PipelineConfig
 from ..images import Photo
 
@@ -39,7 +39,8 @@ class Own(Protocol):
 
 
 def extra_config(file: str, config: ExtraConfig) -> ExtraConfig:
-    """The settings of the encoder in a file, which is executed; CheckpointError where there is none in it."""
+    """The settings of the encoder in a file, which is executed; CheckpointError where there is none in it, ConfigError
+    where it fails."""
     own = _class_in(file)
     channels, batch, weights = (getattr(own, name, None) for name in ("channels", "batch", "weights"))
     if not (isinstance(channels, int) and channels > 0 and isinstance(batch, int) and batch > 0):
@@ -55,11 +56,7 @@ def _class_in(file: str) -> Any:
     path = Path(file)
     if path.suffix != ".py" or not path.is_file():
         raise CheckpointError(f"{file}: no Python file; name one with a class Encoder: --checkpoint extra=FILE.py")
-    spec = importlib.util.spec_from_file_location(f"weakmcn_extra_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module, _ = run_own(path, f"--checkpoint extra={file}")
     if not isinstance(own := getattr(module, "Encoder", None), type):
         raise CheckpointError(f"{file}: has no class Encoder; docs/encoder.md shows one.")
     return own
