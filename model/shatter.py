@@ -4,7 +4,7 @@ A cached-feature port of Shatter & Gather (ICCV 2023): slots, fusion, decoder an
 encoders are not. Instead of a fine-tuned ViT-S and BERT it sees frozen DINO tokens, each channel standardised, and the
 project's sentence encoder; the table of docs/methods.md says what that loses.
 
-    e          linear(sentence), not normalised; its length stands for the temperature
+    e          linear(sentence); its length, free or text_length, stands for the temperature
     Z, A_slot  slots of the image and how its cells are shared among them (slots.py)
     y, A_fuse  what text t finds in image i, and its shares of the slots
     L          L_c3 + L_rec; L_c3 the cross-entropy, over the images of the batch, of sg(e_t) . y[i, t];
@@ -60,6 +60,10 @@ class ShatterConfig(ModelConfig):
     """Weight of L_rec."""
     temperature: float = 0.0
     """Where not 0, L_c3 compares by cosine over this temperature instead of by the raw product."""
+    text_length: float = 0.0
+    """What e is scaled to; 0 leaves it as it is, as the release does, whose BERT ends in a norm that keeps its length.
+    Where nothing does, e outgrows what is found before anything is learned, if steps are large: L_c3 falls to chance's
+    that way, and no gradient leads back."""
     noise_seed: int = 0
     """Another number, other slots in evaluation."""
 
@@ -72,7 +76,7 @@ class ShatterConfig(ModelConfig):
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1.")
         if self.slot_dim < 4 or self.slot_dim % 4:
             raise ConfigError(f"slot_dim={self.slot_dim} must be divisible by 4 (heads, and halves of a place).")
-        for name in ("reconstruction", "temperature", "noise_seed"):
+        for name in ("reconstruction", "temperature", "text_length", "noise_seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative.")
 
@@ -104,8 +108,8 @@ def recipe(preset_name: str) -> tuple[ShatterConfig, TrainConfig]:
     if preset_name != "pocket":
         return model, train
     return (
-        replace(model, slot_dim=64, gaussians=6, draws=2, rounds=3, text_layers=0, dropout=0.0),
-        replace(train, epochs=8, lr=1e-3, warmup_steps=100),
+        replace(model, slot_dim=64, gaussians=6, draws=2, rounds=3, text_length=32.0, text_layers=0, dropout=0.0),
+        replace(train, epochs=20, lr=1e-3, warmup_steps=100),
     )
 
 
@@ -184,7 +188,7 @@ class SaG(nn.Module):
         StoreError if the batch does not fit.
         """
         del epoch
-        maps, texts = self._read(batch)
+        maps, texts = self.seen_and_said(batch)
         noise = torch.randn(len(maps), *self.heads.shatter.noise_shape, dtype=maps.dtype, device=maps.device)
         slots, _ = self.heads.slots(maps, noise)
         painted, _ = self.heads.painter(slots, (maps.shape[-2], maps.shape[-1]))
@@ -206,7 +210,7 @@ class SaG(nn.Module):
     @torch.no_grad()
     def scores(self, batch: Batch) -> Tensor:
         """Sum over slots of A_fuse A_slot: [B, S/16, S/16]."""
-        maps, texts = self._read(batch)
+        maps, texts = self.seen_and_said(batch)
         assert batch.images is not None
         slots, shares = self.heads.slots(maps, self.noise_of(batch.images).to(maps))
         _, meant = self.heads.gather(texts[:, None], slots)  # [B, 1, S]
@@ -219,10 +223,13 @@ class SaG(nn.Module):
         drawn = [np.random.Generator(np.random.Philox(seed)).standard_normal(shape, np.float32) for seed in seeds]
         return torch.from_numpy(np.stack(drawn))
 
-    def _read(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def seen_and_said(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Standardised tokens [B, C, H, W] and text vectors e [B, D]."""
         batch.check(self.config, fields_of(self.config))
-        return self.standardise(batch, "dino"), self.heads.say(self.text(batch.tokens))
+        texts = self.heads.say(self.text(batch.tokens))
+        if self.config.text_length:
+            texts = F.normalize(texts, dim=-1) * self.config.text_length
+        return self.standardise(batch, "dino"), texts
 
 
 def contrast(texts: Tensor, found: Tensor, first: int = 0, temperature: float = 0.0) -> Tensor:

@@ -194,6 +194,14 @@ def test_the_contrast_is_a_cross_entropy_over_images_for_a_fixed_text() -> None:
     assert contrast(texts, found, temperature=0.1).item() == pytest.approx(expected.item())
 
 
+def test_a_text_may_be_held_at_one_length_and_keeps_its_direction() -> None:
+    free, held = build(), build(replace(CONFIG, text_length=8.0))
+    batch = batch_of()
+    (_, texts), (_, scaled) = free.seen_and_said(batch), held.seen_and_said(batch)
+    torch.testing.assert_close(scaled, 8 * texts / texts.norm(dim=-1, keepdim=True))
+    assert held.losses(batch, epoch=0).text_norm.item() == pytest.approx(8)
+
+
 def test_before_training_the_contrast_is_that_of_chance() -> None:
     torch.manual_seed(0)
     net, batch = SaG(CONFIG, VOCABULARY), batch_of(16)
@@ -218,7 +226,7 @@ def test_the_painted_tokens_are_compared_with_tokens_that_do_not_learn() -> None
     net, batch = build(), batch_of()
     assert batch.dino is not None
     batch.dino.requires_grad_()
-    maps, _ = net._read(batch)
+    maps, _ = net.seen_and_said(batch)
     assert not [name for name, _ in net.standardise.named_parameters()]
     painted, _ = net.heads.painter(torch.randn(4, 6, 16), (4, 4))
     (painted - maps.flatten(2).transpose(1, 2)).square().mean().backward()
@@ -296,6 +304,7 @@ def test_only_what_it_reads_need_be_in_a_batch() -> None:
         ({"slot_dim": 10}, "slot_dim=10 must be divisible by 4"),
         ({"draws": 0}, "draws=0 must be at least 1"),
         ({"temperature": -1.0}, "temperature=-1.0 must not be negative"),
+        ({"text_length": -1.0}, "text_length=-1.0 must not be negative"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(change: dict[str, Any], words: str) -> None:
