@@ -10,6 +10,7 @@ A result that is there and made from the same is not made again: a killed `table
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
@@ -216,14 +217,7 @@ def make(out: Path, runs: Sequence[Planned], jobs: int) -> None:
     Interrupted where a signal asked for the end; what was done is kept.
     """
     missing = [planned for planned in runs if not is_done(out, planned)]
-    # The largest networks of a seed first, so that no long training is left alone at the end.
-    missing.sort(key=lambda planned: (planned.training.train.seed, -_size(planned)))
-    for wave in ([each for each in missing if each.training.first_stage is None], missing):
-        _make_all(out, [planned for planned in wave if not is_done(out, planned)], jobs)
-
-
-def _make_all(out: Path, missing: Sequence[Planned], jobs: int) -> None:
-    """Those that need no run that is still to be made."""
+    missing.sort(key=_turn)
     if min(jobs, len(missing)) <= 1:
         for number, planned in enumerate(missing, 1):
             tell(f"[{number}/{len(missing)}] {planned}")
@@ -234,25 +228,45 @@ def _make_all(out: Path, missing: Sequence[Planned], jobs: int) -> None:
         run_ranks(_SERVE, [order] * min(jobs, len(missing)), out)
 
 
-def _size(planned: Planned) -> int:
-    return parameter_table(planned.training.model, planned.training.method).learns
+def _turn(planned: Planned) -> tuple[int, bool, int, int]:
+    """Longest schedules and largest networks of a seed first, so that no long training is left alone at the end."""
+    training = planned.training
+    learns = parameter_table(training.model, training.method).learns
+    return training.train.seed, training.first_stage is not None, -training.train.epochs, -learns
 
 
 def serve() -> None:
-    """Be one of the processes that `make` starts: take one run after the other that nobody has taken yet."""
+    """Be one of the processes that `make` starts: take one run after the other that nobody has taken yet.
+
+    A second stage is taken when its first has ended; whoever finds nothing else waits for that.
+    """
     order = received_order()
     out, runs = Path(order["out"]), [_planned(told) for told in order["runs"]]
     beside = min(order["jobs"], len(runs)) - 1
+    claims = Path(order["claims"])
+    first_of = {run.name: run.training.first_stage.name for run in runs if run.training.first_stage}
+    waiting = dict(enumerate(runs, 1))
+
+    def ready(name: str) -> bool:
+        first = first_of.get(name)
+        return first not in {run.name for run in runs} or (claims / f"{first}.ended").exists()
+
     try:
-        for number, planned in enumerate(runs, 1):
+        while waiting:
+            number = next((number for number, run in waiting.items() if ready(run.name)), None)
+            if number is None:
+                time.sleep(0.5)
+                continue
+            planned = waiting.pop(number)
             try:
-                os.close(os.open(Path(order["claims"]) / planned.name, os.O_CREAT | os.O_EXCL))
+                os.close(os.open(claims / planned.name, os.O_CREAT | os.O_EXCL))
             except FileExistsError:
                 continue
             log = out / "logs" / f"{planned.name}.log"
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("a", encoding="utf-8") as file, redirect_stderr(file):
                 said = _made(out, planned, beside=beside)
+            (claims / f"{planned.name}.ended").touch()
             tell(f"[{number}/{len(runs)}] {planned}: {said}")
         report = Report()
     except Exception as fault:
