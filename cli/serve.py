@@ -35,8 +35,8 @@ def serve(
     config = frozen_networks(opened, checkpoints_named(checkpoint or ()))
     facts = {"run": str(run), "method": opened.facts["method"], "dataset": opened.dataset}
     with Site(port, Answerer(opened, config, where), facts) as site:
-        typer.echo(f"http://{ADDRESS}:{site.server_port}/   Ctrl-C ends it")
         try:
+            typer.echo(f"http://{ADDRESS}:{site.server_port}/   Ctrl-C ends it")
             site.serve_forever()
         except KeyboardInterrupt:  # the way to end it, so no interruption
             typer.echo("ended")
