@@ -20,10 +20,10 @@ from ..shards.family import STAGE_FILE, Family
 from ..shards.layout import (
     IMAGES_FILE,
     STORE_FILE,
-    create_store,
     families_on_disk,
     refuse_foreign,
     remember_source,
+    require_side,
     set_current,
     write_stage_json,
 )
@@ -107,7 +107,7 @@ def precompute(
         raise InputError(f"executor {executor!r} is not known; choose {' or '.join(EXECUTORS)}.")
     refuse_foreign(store)
     if (store / STORE_FILE).exists():
-        create_store(store, config.side_px)  # that it has this canvas; told of the store, not of a dry run's copy
+        require_side(store, config.side_px)  # told of the store, not of a dry run's copy
     in_use = families_in_use(store)
     chosen = chosen_stages(stages, in_use)
     kept = settings(store).detect.statistics if "detect" in in_use else None

@@ -30,6 +30,11 @@ def create_store(path: Path, side: int) -> None:
     if not (path / STORE_FILE).exists():
         write_json(path / STORE_FILE, {"format": FORMAT, "side": side, "current": {}})
         return
+    require_side(path, side)
+
+
+def require_side(path: Path, side: int) -> None:
+    """StoreError if the store has another canvas side, or is none."""
     found = read_store_json(path)["side"]
     if found != side:
         raise StoreError(f"{path} was made for a canvas of {found} pixels, this run wants {side}; use another --store.")
