@@ -91,13 +91,13 @@ MUTANTS = (
         name="a tar counts as finished because it is there",
         file="shards/family.py",
         edits=(("        if size != shard.bytes:\n", "        if False:\n"),),
-        tests=("tests/test_store.py",),
+        tests=("tests/test_store_damage.py",),
     ),
     Mutant(
         name="the lock is not taken",
         file="shards/lock.py",
         edits=(("            return fcntl.flock(descriptor, kind | fcntl.LOCK_NB)\n", "            return None\n"),),
-        tests=("tests/test_precompute.py", "tests/test_training.py"),
+        tests=("tests/test_precompute.py", "tests/test_resuming.py"),
     ),
     Mutant(
         name="temporaries of running writers are swept",
@@ -129,19 +129,19 @@ MUTANTS = (
             ('        named |= {f"ema/{name}": tensor for name, tensor in self.average.shadow.items()}\n', ""),
             ('        self.average.restore(under("ema/", saved.tensors))\n', ""),
         ),
-        tests=("tests/test_training.py",),
+        tests=("tests/test_resuming.py",),
     ),
     Mutant(
         name="a run goes on with other data",
         file="model/train.py",
         edits=(('        "samples": samples.digests,\n', '        "samples": {},\n'),),
-        tests=("tests/test_training.py",),
+        tests=("tests/test_resuming.py",),
     ),
     Mutant(
         name="a loss that is no number is stepped",
         file="model/train.py",
         edits=(("        if not torch.isfinite(losses.total.detach() + norm):\n", "        if False:\n"),),
-        tests=("tests/test_training.py",),
+        tests=("tests/test_not_finite.py",),
     ),
     Mutant(
         name="a checkpoint's digest is not compared",

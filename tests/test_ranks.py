@@ -28,7 +28,7 @@ from weakmcn.shards.errors import ConfigError
 
 from . import rank_pool
 from .rank_pool import Pool
-from .test_training import content, drawn_for, spelt
+from .trainings import content, drawn_for, spelt
 from .worlds import DATASET, RECIPE, TINY, make_store
 
 CALM = replace(TINY, dropout=0.0)

@@ -1,10 +1,8 @@
-"""A store gives back what was put in, refuses what is stale or damaged, and says how to mend it."""
+"""A store gives back what was put in, refuses what is stale, and says how to mend it."""
 
 import json
 import shutil
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,120 +11,30 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
-from weakmcn.cli.store import app
 from weakmcn.shards.atomic import finished_file
-from weakmcn.shards.codec import pack_masks, unpack_masks
+from weakmcn.shards.codec import unpack_masks
 from weakmcn.shards.columns import FAMILIES
-from weakmcn.shards.errors import ConfigError, DamagedShardError, StoreError, WeakmcnError
+from weakmcn.shards.errors import ConfigError, DamagedShardError, StoreError
 from weakmcn.shards.fingerprint import fingerprint
 from weakmcn.shards.geometry import Letterbox
-from weakmcn.shards.layout import remember_source
-from weakmcn.shards.lock import only_writer
 from weakmcn.shards.reader import Reader
-from weakmcn.shards.store import Store, create_store, gc, set_current, write_stage_json
-from weakmcn.shards.tables import IMAGES, REFERENCES, read_table, write_table
+from weakmcn.shards.store import Store, create_store, gc
+from weakmcn.shards.tables import REFERENCES, read_table, write_table
 from weakmcn.shards.writer import Record, write_shard
 
-SIDE, CANDIDATES, PER_SHARD = 96, 3, 2
-KEYS = [f"{number:012d}" for number in (3, 14, 15, 92, 65, 35)]
-KEYS.sort()
-
-
-@dataclass(frozen=True)
-class Small:
-    """A store of six photos in three shards, with the stages detect, sam and masks, and what was put into it."""
-
-    path: Path
-    masks: dict[str, np.ndarray]
-    """bool [3, 96, 96]."""
-    maps: dict[str, np.ndarray]
-    """float32 [4, 12, 12], detect.s8."""
-
-    def open(self) -> Store:
-        return Store.open(self.path)
-
-    def folder(self, stage: str) -> Path:
-        return self.open().families[stage].folder
-
-
-def detect_values(seed: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return {
-        "s8": rng.standard_normal((4, 12, 12), dtype=np.float32),
-        "s16": rng.standard_normal((4, 6, 6), dtype=np.float32),
-        "s32": rng.standard_normal((4, 3, 3), dtype=np.float32),
-        "cells": np.arange(CANDIDATES),
-        "boxes": rng.uniform(0, SIDE, (CANDIDATES, 4, 5)),
-        "classes": rng.random((CANDIDATES, 6)),
-        "colours": rng.random((CANDIDATES, 3)),
-    }
-
-
-def masks_of(seed: int) -> np.ndarray:
-    coarse = np.random.default_rng(seed).random((CANDIDATES, 12, 12)) < 0.5
-    return coarse.repeat(8, axis=1).repeat(8, axis=2)
-
-
-def values_of(stage: str, number: int) -> dict[str, np.ndarray]:
-    if stage == "detect":
-        return detect_values(number)
-    if stage == "sam":
-        return {"embedding": np.random.default_rng(number).standard_normal((5, 6, 6), dtype=np.float32)}
-    return {"bits": pack_masks(masks_of(number)), "iou": np.full(CANDIDATES, 0.5)}
-
-
-def digest_of(key: str) -> str:
-    return fingerprint(f"photo {key}")
-
-
-def write_images(path: Path, digests: dict[str, str]) -> None:
-    count = len(KEYS)
-    columns = {
-        "key": KEYS,
-        "source": ["pocket"] * count,
-        "file": [f"{key}.jpg" for key in KEYS],
-        "height": [80] * count,
-        "width": [120] * count,
-        "shard": [row // PER_SHARD for row in range(count)],
-        "row": [row % PER_SHARD for row in range(count)],
-        "sha256": [digests[key] for key in KEYS],
-    }
-    write_table(path / "images.parquet", pa.table(columns, schema=IMAGES))
-
-
-def write_family(path: Path, stage: str, *, codec: str = "f16", checkpoint: str = "a", shards: int = 3) -> Path:
-    """Write a family made from those in use, and put it in use."""
-    families = Store.open(path).families
-    needs = {"masks": ("detect", "sam")}.get(stage, ())
-    hashed = {
-        "stage": stage,
-        "codec": codec,
-        "checkpoint_sha256": fingerprint(checkpoint),
-        "inputs": {name: families[name].fingerprint for name in needs},
-    }
-    folder = write_stage_json(path, stage, hashed, {"torch": "2.15.0"})
-    for shard in range(shards):
-        made = [
-            Record(key=KEYS[number], values=values_of(stage, number), image_sha256=digest_of(KEYS[number]))
-            for number in range(shard * PER_SHARD, (shard + 1) * PER_SHARD)
-        ]
-        write_shard(folder, shard, made, fingerprint=fingerprint(hashed), codec=codec, fields=FAMILIES[stage])
-    set_current(path, stage, folder.name)
-    return folder
-
-
-def make_store(path: Path, codec: str = "f16") -> Small:
-    create_store(path, SIDE)
-    remember_source(path, "refcoco", Path("/data sets"), ["train", "val"])
-    write_images(path, {key: digest_of(key) for key in KEYS})
-    for stage in ("detect", "sam", "masks"):
-        write_family(path, stage, codec=codec)
-    return Small(
-        path,
-        masks={key: masks_of(number) for number, key in enumerate(KEYS)},
-        maps={key: detect_values(number)["s8"] for number, key in enumerate(KEYS)},
-    )
+from .small_store import (
+    CANDIDATES,
+    KEYS,
+    SIDE,
+    Small,
+    detect_values,
+    digest_of,
+    flip,
+    make_store,
+    values_of,
+    write_family,
+    write_images,
+)
 
 
 @pytest.fixture(scope="module")
@@ -140,25 +48,6 @@ def small(made: Small, tmp_path: Path) -> Small:
     """A copy of its own for every test."""
     shutil.copytree(made.path, tmp_path / "store")
     return Small(tmp_path / "store", made.masks, made.maps)
-
-
-@pytest.fixture(scope="module")
-def mutant(made: Small, tmp_path_factory: pytest.TempPathFactory) -> tuple[Small, bytes]:
-    """A copy whose first tar of masks may be overwritten, and that tar's bytes."""
-    path = tmp_path_factory.mktemp("mutant") / "store"
-    shutil.copytree(made.path, path)
-    small = Small(path, made.masks, made.maps)
-    return small, (small.folder("masks") / "000000.tar").read_bytes()
-
-
-def flip(file: Path, position: int, bits: int = 1) -> None:
-    data = bytearray(file.read_bytes())
-    data[position] ^= bits
-    file.write_bytes(data)
-
-
-def cut(file: Path, size: int) -> None:
-    file.write_bytes(file.read_bytes()[:size])
 
 
 # What was put in comes out.
@@ -266,153 +155,6 @@ def test_references_are_read_by_data_set_and_an_absent_one_is_named(small: Small
     assert read_table(small.path / "refs-refcoco+.parquet").schema.metadata[b"dataset"] == b"refcoco+"
     with pytest.raises(StoreError, match=r"no references of 'refcoco' .*refcoco\+"):
         store.references("refcoco")
-
-
-# A shard is finished or absent.
-
-
-def test_a_tar_without_its_sidecar_does_not_exist(small: Small) -> None:
-    (small.folder("sam") / "000001.json").unlink()
-    store = small.open()
-    assert store.missing("sam", KEYS) == KEYS[2:4]
-    assert store.families["sam"].finished().keys() == {0, 2}
-    assert "sam.embedding" not in store[KEYS[2]]
-    with pytest.raises(StoreError, match=f"image {KEYS[2]} is not in it"):
-        Reader(store, ["sam.embedding"]).gather([KEYS[2]])
-    (problem,) = store.verify()
-    assert "000001.tar has no sidecar" in problem
-    with pytest.raises(StoreError, match=rf"2 of 6 images .*weakmcn precompute .* --store {small.path} --stages sam"):
-        store.require(["sam"], KEYS)
-    store.require(["sam"], KEYS[:2])
-
-
-@pytest.mark.parametrize("size", [0, 512, 5000])
-def test_a_tar_that_is_cut_short_is_refused_at_first_use_and_found_by_verify(small: Small, size: int) -> None:
-    tar = small.folder("sam") / "000001.tar"
-    whole = tar.stat().st_size
-    cut(tar, size)
-    store = small.open()
-    reader = Reader(store, ["sam.embedding"])
-    reader.gather(KEYS[:2])
-    with pytest.raises(DamagedShardError, match=rf"000001\.tar.*weakmcn store repair {small.path}$"):
-        reader.gather(KEYS[:4])
-    (problem,) = store.verify(deep=False)
-    assert f"000001.tar has {size:,} bytes, its sidecar says {whole:,}" in problem
-    assert store.families["sam"].finished().keys() == {0, 2}
-    with pytest.raises(StoreError, match=r"000001\.tar has"):
-        store.require(["sam"], KEYS)
-
-
-def test_a_flipped_bit_is_refused_by_name_at_first_touch_and_found_by_verify(small: Small) -> None:
-    place = Reader(small.open(), ["sam.embedding"]).where(KEYS[3])["sam.embedding"]
-    flip(place.path, place.offset + 7)
-    reader = Reader(small.open(), ["sam.embedding"])
-    reader.gather([key for key in KEYS if key != KEYS[3]])
-    with pytest.raises(DamagedShardError, match=rf"000001\.tar: member {KEYS[3]}\.embedding\.npy .*store repair"):
-        reader.gather([KEYS[3]])
-    assert small.open().verify(deep=False) == []
-    (problem,) = small.open().verify()
-    assert f"member {KEYS[3]}.embedding.npy fails its checksum" in problem
-    assert small.open().families["sam"].finished(deep=True).keys() == {0, 2}
-
-
-@settings(max_examples=40, deadline=None, database=None)
-@given(data=st.data())
-def test_no_mutation_of_a_tar_gives_a_wrong_array(mutant: tuple[Small, bytes], data: st.DataObject) -> None:
-    small, original = mutant
-    content = bytearray(original)
-    start = data.draw(st.integers(0, len(content) - 1))
-    length = data.draw(st.integers(1, 600))
-    kind = data.draw(st.sampled_from(["flip", "zero", "delete", "insert"]))
-    if kind == "flip":
-        content[start] ^= data.draw(st.integers(1, 255))
-    elif kind == "zero":
-        content[start : start + length] = bytes(len(content[start : start + length]))
-    elif kind == "delete":
-        del content[start : start + length]
-    else:
-        content[start:start] = bytes(length)
-    changed = bytes(content) != original
-    (small.folder("masks") / "000000.tar").write_bytes(content)
-    try:
-        batch = Reader(small.open(), ["masks.bits", "masks.iou"]).gather(KEYS[:2])
-    except DamagedShardError:
-        assert changed
-    else:
-        for key, packed in zip(KEYS[:2], batch["masks.bits"], strict=True):
-            np.testing.assert_array_equal(np.unpackbits(packed, axis=-1), small.masks[key])
-        assert (batch["masks.iou"] == 0.5).all()
-    assert bool(small.open().verify(["masks"])) == changed
-
-
-def test_a_damaged_sidecar_is_refused_by_readers_and_its_shard_is_simply_not_finished(small: Small) -> None:
-    flip(small.folder("sam") / "000001.json", 20)
-    store = small.open()
-    assert store.families["sam"].finished().keys() == {0, 2}
-    assert store.missing("sam", KEYS) == KEYS[2:4]
-    for use in (lambda: Reader(store, ["sam.embedding"]), lambda: store.require(["sam"], KEYS)):
-        with pytest.raises(StoreError, match=r"000001\.json: not a valid sidecar"):
-            use()
-    assert any("000001.json" in problem for problem in store.verify(deep=False))
-    Reader(store, ["detect.s8"]).gather(KEYS)
-
-
-def test_a_member_of_a_dtype_that_its_family_does_not_store_is_refused(small: Small) -> None:
-    path = small.folder("detect") / "000000.json"
-    content = json.loads(path.read_bytes())
-    del content["checksum"]
-    for member in content["members"]:
-        if member["name"].endswith("boxes.npy"):
-            member["dtype"] = "int32"  # as many bytes, other values
-    path.write_text(json.dumps(content | {"checksum": fingerprint(content)}))
-    with pytest.raises(DamagedShardError, match="field boxes is stored as"):
-        Reader(small.open(), ["detect.boxes"])
-
-
-def test_verify_finds_images_that_are_not_in_the_table_or_in_another_shard(small: Small) -> None:
-    table = read_table(small.path / "images.parquet")
-    shards = [*table["shard"].to_pylist()[1:], 7]
-    columns = table.to_pydict() | {"shard": shards}
-    write_table(small.path / "images.parquet", pa.table(columns, schema=IMAGES))
-    assert any(f"image {KEYS[1]} belongs to shard 1" in problem for problem in small.open().verify(["sam"]))
-    write_table(small.path / "images.parquet", table.slice(1))
-    assert any(f"image {KEYS[0]} is not in images.parquet" in problem for problem in small.open().verify(["sam"]))
-
-
-# The index is only a copy.
-
-
-def test_the_index_is_made_again_when_it_is_gone_broken_or_of_other_sidecars(small: Small) -> None:
-    folder = small.folder("sam")
-    expected = small.open()[KEYS[2]]["sam.embedding"]
-    index = folder / "index.parquet"
-    assert index.exists()
-    other = small.folder("detect") / "index.parquet"
-    changes: list[Callable[[], Any]] = [
-        index.unlink,
-        lambda: index.write_bytes(b"PAR1 no more"),
-        lambda: flip(index, index.stat().st_size // 2),
-        lambda: shutil.copy(other, index),
-    ]
-    for change in changes:
-        change()
-        np.testing.assert_array_equal(small.open()[KEYS[2]]["sam.embedding"], expected)
-
-
-def test_a_sidecar_renewed_with_the_same_size_is_noticed(small: Small) -> None:
-    store = small.open()
-    folder, digest = store.families["sam"].folder, store.families["sam"].fingerprint
-    size = (folder / "000000.json").stat().st_size
-    changed = [
-        Record(key=key, values={"embedding": np.full((5, 6, 6), 2.5)}, image_sha256=digest_of(key)) for key in KEYS[:2]
-    ]
-    for _ in range(40):  # until the numbers in the record happen to have as many digits
-        sidecar = write_shard(folder, 0, changed, fingerprint=digest, codec="f16", fields=FAMILIES["sam"])
-        if len(sidecar.to_text()) == size:
-            break
-        changed[0].values["embedding"][0, 0, 0] += 0.5
-    assert (folder / "000000.json").stat().st_size == size
-    assert small.open()[KEYS[1]]["sam.embedding"][1, 1, 1] == 2.5
 
 
 # What is stale is refused.
@@ -572,73 +314,3 @@ def test_a_folder_that_is_no_store_and_a_lost_or_damaged_table_are_told_apart(sm
     table.unlink()
     with pytest.raises(StoreError, match=r"images\.parquet is missing"):
         small.open()
-
-
-# The command.
-
-
-def run(*arguments: str | Path) -> tuple[int, str]:
-    result = CliRunner(env={"COLUMNS": "300", "NO_COLOR": "1"}).invoke(app, [str(each) for each in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output
-
-
-def test_ls_shows_every_family_and_its_state(small: Small) -> None:
-    old = small.folder("sam")
-    write_family(small.path, "sam", checkpoint="b", shards=2)
-    code, text = run("ls", small.path)
-    lines = {name: line for line in text.splitlines() for name in (old.name, "masks-", "detect-") if name in line}
-    assert code == 0
-    assert "6 images, canvas 96 px" in text
-    assert "not in use" in lines[old.name]
-    assert "stale: another sam" in lines["masks-"]
-    assert "2 images missing" in text
-    assert "in use" in lines["detect-"]
-
-
-def test_ls_counts_the_references_whose_images_are_there_split_by_split(small: Small) -> None:
-    def row(ref_id: int, key: str, split: str, sentences: list[str]) -> dict[str, Any]:
-        what = {"category": 1, "category_name": "disc", "box": [0.0, 0.0, 1.0, 1.0], "mask": None}
-        said = {"sentences": sentences, "sent_ids": [ref_id] * len(sentences)}
-        return {"ref_id": ref_id, "key": key, "split": split} | what | said
-
-    rows = [
-        row(1, KEYS[0], "train", ["a", "b"]),
-        row(2, KEYS[1], "train", ["c"]),
-        row(3, "000000000999", "train", ["d"]),
-        row(4, "000000000998", "val", ["e"]),
-    ]
-    write_table(small.path / "refs-refcoco.parquet", pa.Table.from_pylist(rows, schema=REFERENCES))
-    assert "  refcoco: train 2 references, 3 sentences; no images of val\n" in run("ls", small.path)[1]
-    cut(small.path / "refs-refcoco.parquet", 100)
-    assert "refs-refcoco.parquet is damaged" in run("ls", small.path)[1]
-
-
-def test_verify_ends_with_1_on_damage_and_0_without(small: Small) -> None:
-    assert run("verify", small.path)[0] == 0
-    place = Reader(small.open(), ["sam.embedding"]).where(KEYS[3])["sam.embedding"]
-    flip(place.path, place.offset)
-    code, text = run("verify", small.path)
-    assert code == 1
-    assert f"{KEYS[3]}.embedding.npy fails its checksum" in text
-    assert text.endswith(f"1 problem. To mend: weakmcn store repair {small.path}\n")
-    assert run("verify", small.path, "--quick")[0] == 0
-    assert run("verify", small.path, "--stages", "detect,masks")[0] == 0
-    with pytest.raises(ConfigError, match="'depth' is not known"):
-        run("verify", small.path, "--stages", "depth")
-
-
-def test_gc_says_what_it_would_remove_and_then_removes_it(small: Small) -> None:
-    old = small.folder("sam")
-    write_family(small.path, "sam", checkpoint="b")
-    code, text = run("gc", small.path, "--dry-run")
-    assert (code, old.exists()) == (0, True)
-    assert "would be freed" in text
-    assert run("gc", small.path)[0] == 0
-    assert not old.exists()
-
-
-def test_gc_waits_for_no_one_and_touches_nothing_while_a_precompute_holds_the_store(small: Small) -> None:
-    with only_writer(small.path, "weakmcn precompute"), pytest.raises(WeakmcnError, match="weakmcn precompute"):
-        gc(small.path)
