@@ -109,7 +109,7 @@ def recipe(preset_name: str) -> tuple[ShatterConfig, TrainConfig]:
         return model, train
     return (
         replace(model, slot_dim=64, gaussians=6, draws=2, rounds=3, text_length=32.0, text_layers=0, dropout=0.0),
-        replace(train, epochs=20, lr=1e-3, warmup_steps=100),
+        replace(train, epochs=16, lr=1e-3, warmup_steps=100),
     )
 
 
