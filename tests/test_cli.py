@@ -206,11 +206,6 @@ def test_a_setting_that_cannot_be_is_refused_with_what_could(assignment: str, sa
         override({"model": ModelConfig(), "train": TrainConfig()}, [assignment])
 
 
-def test_the_readme_names_the_test_command_that_ci_runs() -> None:
-    (command,) = re.findall(r"^readme_test='(.*)'$", (ROOT / ".ci" / "run").read_text("utf-8"), re.MULTILINE)
-    assert (ROOT / "README.md").read_text("utf-8").splitlines().count(command) == 1
-
-
 def test_the_readme_lists_the_commands_there_are() -> None:
     rows = re.findall(r"^\| `weakmcn (\w+)` \|", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
     registered = [command.name for command in app.registered_commands] + [group.name for group in app.registered_groups]

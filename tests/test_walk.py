@@ -1,35 +1,19 @@
 """Every command of the pages is typed as it stands there, in order, and prints what the page shows."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from .pages import PAGES
+from .pages import PAGES, text_of
 from .walk import done, is_shown, lines_of, plain, steps, terminal, typed
 from .walked import make_demo, prepare
 
 NOT_RUN = [
-    "README.md: python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/weakmcn",
-    "README.md: .venv/bin/python -m pytest",
-    "README.md: python3 -m venv .venv",
-    "README.md: weakmcn precompute --data data --dataset refcoco --split train,val --store store",
-    "acceptance.md: python -m tests.acceptance --folder acceptance      # just acceptance; --only tr",
-    "checkpoints.md: weakmcn convert det_best.pth --annotations data/anns/refcoco.json --out runs/off",
-    "clusters.md: weakmcn train --shards store --dataset refcoco --out runs/first --devices 4",
     "clusters.md: export RAY_AUTH_MODE=token                    # on every node, with the same ~/.",
     "clusters.md: srun --gres=gpu:4 --cpus-per-task=32 weakmcn precompute --data data --dataset re",
     'clusters.md: srun torchrun --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "$SLURM_GPUS_ON_N',
     "clusters.md: docker build -f docker/Dockerfile -t weakmcn:cpu .",
-    "index.md: python3 -m venv .venv && .venv/bin/pip install -e .",
-    "index.md: weakmcn demo --quick",
-    "index.md: weakmcn serve --run demo/run",
-    "pocket.md: weakmcn pocket world --flavour refcoco+ --images 6000 --seed 5",
-    "predict.md: weakmcn serve --run runs/first",
-    "refcoco.md: weakmcn precompute --data data --dataset refcoco --split train,val,testA,testB -",
-    "runs.md: pip install 'weakmcn[tensorboard]'",
-    "runs.md: tensorboard --logdir demo",
-    "tables.md: weakmcn tables --shards demo/store --dataset refcoco+                 # tables 1",
-    "tables.md: weakmcn precompute --data data --dataset refcoco --split train,val --store store",
 ]
 """Page and first line of every block that cannot be run here; the page says why."""
 ELSEWHERE = "add-a-method.md"
@@ -46,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("page", WALKED, ids=lambda page: page.name)
 def test_the_commands_of_a_page_run_in_order_and_print_what_it_shows(page: Path, made: Path, tmp_path: Path) -> None:
-    todo = [step for step in steps(page.read_text("utf-8")) if not step.not_run]
+    todo = [step for step in steps(page.read_text("utf-8")) if not (step.not_run or step.by_gate)]
     if todo:
         prepare(page.name, made, tmp_path)
     with terminal(tmp_path):
@@ -61,6 +45,13 @@ def test_the_commands_of_a_page_run_in_order_and_print_what_it_shows(page: Path,
 def test_what_is_not_run_is_this_and_no_more() -> None:
     found = [(page.name, step) for page in WALKED for step in steps(page.read_text("utf-8")) if step.not_run]
     assert [f"{page}: {step.name}" for page, step in found] == NOT_RUN
+
+
+def test_what_the_gate_is_said_to_type_it_types() -> None:
+    gate = {line for _, line in re.findall(r"\breadme (['\"])(.*)\1$", text_of(".ci/run"), re.MULTILINE)}
+    said = {step.code for page in WALKED for step in steps(page.read_text("utf-8")) if step.by_gate}
+    assert said == gate
+    assert gate
 
 
 def test_a_page_that_shows_what_is_not_printed_is_found() -> None:

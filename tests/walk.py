@@ -4,6 +4,8 @@ Shell blocks (`sh`) are run in the order of the page, in one folder; a `text` bl
 terminal then shows. Comments in the page say what is special about the next block:
 
     <!-- not run: REASON -->     it cannot be run here; the commands of it are checked by test_docs.py all the same
+    <!-- typed by .ci/run -->    the gate types it, for it makes the environment or runs all tests
+    <!-- until Ctrl-C -->        it is stopped by Ctrl-C when it has told its address
     <!-- exit code 3 -->         how its last command ends; 0 if nothing is said
     <!-- file: NAME -->          no commands: what is to be written into the file NAME before what comes next
     <!-- figures vary -->        what it prints hangs on a training: numbers are compared as numbers, not by value
@@ -57,6 +59,9 @@ class Step:
     """The file's name."""
     not_run: str | None = None
     """Why it cannot be run."""
+    by_gate: bool = False
+    """Whether .ci/run types it."""
+    until_ctrl_c: bool = False
     exit_code: int = 0
     shown: str | None = None
     """What the page shows behind it."""
@@ -92,6 +97,8 @@ def steps(text: str) -> list[Step]:
             Step(
                 code="\n".join(line[indent:] for line in block["code"].splitlines()),
                 not_run=reason[1] if reason else None,
+                by_gate="<!-- typed by .ci/run -->" in block["marks"],
+                until_ctrl_c="<!-- until Ctrl-C -->" in block["marks"],
                 exit_code=int(code[1]) if code else 0,
                 shown=behind["code"] if behind else None,
                 varies="<!-- figures vary -->" in block["marks"] + (behind["marks"] if behind else ""),
@@ -126,6 +133,8 @@ def terminal(folder: Path) -> Iterator[None]:
 
 def done(step: Step) -> tuple[int, str]:
     """Exit code of the last command of a step, and all that was printed. The first that fails is the last."""
+    if step.until_ctrl_c:
+        return _stopped(step.code)
     if step.file is None:
         return typed(step.code)
     Path(step.file).parent.mkdir(parents=True, exist_ok=True)
@@ -167,6 +176,25 @@ def _shell(line: str) -> tuple[int, str]:
         ["bash", "-c", line], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=250, check=False
     )
     return done.returncode, done.stdout
+
+
+def _stopped(line: str) -> tuple[int, str]:
+    """The same of a server: Ctrl-C is typed behind the line with its address, what it says then is left out.
+
+    One that lets the signal end it has ended well.
+    """
+    printed = ""
+    with subprocess.Popen(
+        ["bash", "-c", f"exec {line}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as server:
+        assert server.stdout is not None
+        for said in server.stdout:
+            printed += said
+            if "http://" in said:
+                break
+        server.send_signal(signal.SIGINT)
+        server.stdout.read()
+    return 0 if server.returncode == -signal.SIGINT else server.returncode, printed
 
 
 def plain(text: str, *, varies: bool = False) -> list[str]:

@@ -1,13 +1,21 @@
 """What lies in the folder in which a page's commands are typed: what the page says that its reader has by then."""
 
+import json
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save_file
+from torch import Tensor
+from weakmcn.model.methods import method_of, recipe
+from weakmcn.model.official import to_official
+from weakmcn.model.vocabulary import RESERVED, Vocabulary
 from weakmcn.pipeline.config import preset
 from weakmcn.pipeline.encoders.dino import build_dino
 from weakmcn.pipeline.encoders.efficient_sam import EfficientSam
@@ -59,31 +67,59 @@ def first_run(folder: Path) -> None:
     (folder / "store").symlink_to("demo/store")
 
 
-def readme(folder: Path) -> None:
-    refcoco_store(folder)
-    own_photo(folder, "dog.jpg")
+PUBLISHED = preset("refcoco")
 
 
-def refcoco(folder: Path) -> None:
-    """With weights of the paper's sizes, all of them zeros: `doctor` says so, and ends with 2."""
-    readme(folder)
-    published = preset("refcoco")
+def paper_weights(folder: Path) -> dict[str, Tensor]:
+    """`weights`: files of the paper's sizes, all of them zeros; the detector's."""
     networks = {
-        published.detect.checkpoint: lambda: YOLOv3(
-            published.detect.width, published.detect.classes, published.side_px
+        PUBLISHED.dino.checkpoint: lambda: build_dino(PUBLISHED.dino),
+        PUBLISHED.sam.checkpoint: lambda: EfficientSam(PUBLISHED.sam),
+        PUBLISHED.detect.checkpoint: lambda: YOLOv3(
+            PUBLISHED.detect.width, PUBLISHED.detect.classes, PUBLISHED.side_px
         ),
-        published.dino.checkpoint: lambda: build_dino(published.dino),
-        published.sam.checkpoint: lambda: EfficientSam(published.sam),
     }
     (folder / "weights").mkdir()
+    zeros: dict[str, Tensor] = {}
     for file, build in networks.items():
         with torch.device("meta"):
             shapes = build().state_dict()
-        save_file({name: torch.zeros(each.shape, dtype=each.dtype) for name, each in shapes.items()}, folder / file)
+        zeros = {name: torch.zeros(each.shape, dtype=each.dtype) for name, each in shapes.items()}
+        save_file(zeros, folder / file)
+    return zeros
+
+
+def refcoco(folder: Path) -> None:
+    """With weights of zeros: `doctor` says so, and ends with 2."""
+    refcoco_store(folder)
+    own_photo(folder, "dog.jpg")
+    paper_weights(folder)
+
+
+def checkpoints(folder: Path) -> None:
+    """`det_best.pth`: what the authors' training leaves, untrained, of a data set of a photograph a split."""
+    entries: dict[str, list[dict[str, Any]]] = {"train": []}
+    photos = folder / "data/images/train2014"
+    masks = folder / "data/masks/refcoco"
+    for made in (photos, masks, folder / "data/anns"):
+        made.mkdir(parents=True)
+    for number, split in enumerate(("val", "testA", "testB"), 1):
+        photo = Path(shutil.copy((folder / PHOTO).with_name(f"COCO_train2014_{number:012d}.jpg"), photos))
+        entry = {"iid": number, "bbox": [60, 60, 90, 90], "cat_id": 0, "mask_id": number, "refs": ["the left dog"]}
+        entries[split] = [entry]
+        np.save(masks / f"{number}.npy", np.ones(np.array(Image.open(photo)).shape[:2], bool))
+    (folder / "data/anns/refcoco.json").write_text(json.dumps(entries))
+    net = method_of("weakmcn").build(
+        recipe("weakmcn", "refcoco")[0], Vocabulary((*RESERVED, "the", "left", "dog")), None
+    )
+    frozen = {f"visual_encoder.{key}": value for key, value in paper_weights(folder).items()}
+    torch.save({"epoch": 24, "state_dict": to_official(net) | frozen}, folder / "det_best.pth")
+    own_photo(folder, "dog.jpg")
 
 
 def faq(folder: Path) -> None:
-    readme(folder)
+    refcoco_store(folder)
+    own_photo(folder, "dog.jpg")
     shutil.copytree(folder / "demo/run", folder / "runs/first")
     shutil.copytree(folder / "demo/run", folder / "runs/second")
 
@@ -100,8 +136,8 @@ def predict(folder: Path) -> None:
 
 
 PREPARED: dict[str, Callable[[Path], None]] = {
-    "README.md": readme,
     "check.md": as_refcoco,
+    "checkpoints.md": checkpoints,
     "export.md": first_run,
     "faq.md": faq,
     "index.md": lambda folder: own_photo(folder, "photo.jpg"),
@@ -134,7 +170,7 @@ def _rewritten(text: str, folder: Path) -> str:
     outputs: list[str | None] = []
     with terminal(folder):
         for step in steps(text):
-            status, printed = (step.exit_code, None) if step.not_run else done(step)
+            status, printed = (step.exit_code, None) if step.not_run or step.by_gate else done(step)
             assert status == step.exit_code, f"{step.code}\n{printed}"
             outputs.append(None if ELISION in (step.shown or "").splitlines() else printed)
         return shown_again(text, outputs)
