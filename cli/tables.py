@@ -207,7 +207,7 @@ def table_of_teachers(stores: "Sequence[Store]", dataset: str, splits: Sequence[
     for name, preset in SAMS.values():
         if name not in found:
             place = stores[0].path.with_name(f"{stores[0].path.name}-{preset}")
-            command = refill(place, dataset=dataset, splits=["train", *splits])
+            command = refill(stores[0].path, dataset=dataset, splits=["train", *splits], into=place)
             notes.append(f"{name}: {command} --preset {preset}, then here --teacher {shlex.quote(str(place))}")
     return teachers(found, notes)
 

@@ -17,17 +17,25 @@ NEEDS = {"masks": ("detect", "sam"), "clip": ("detect", "masks")}
 """Stage -> stages it is made from, as the stage table of the pipeline has them."""
 
 
-def refill(store: Path, *, dataset: str | None = None, splits: Sequence[str] = (), stages: Iterable[str] = ()) -> str:
-    """The `weakmcn precompute` command that makes what a store lacks.
+def refill(
+    store: Path,
+    *,
+    dataset: str | None = None,
+    splits: Sequence[str] = (),
+    stages: Iterable[str] = (),
+    into: Path | None = None,
+) -> str:
+    """The `weakmcn precompute` command that makes what a store lacks, or another store beside it.
 
     dataset, splits: what the store must hold then; without them what it was made from, which is enough to renew any of
-    its columns. stages: only these; without any those it has, and the default ones.
+    its columns. stages: only these; without any those it has, and the default ones. into: a store to be made anew from
+    the same data.
     """
     sources = _sources(store)
     known = sources.get(dataset or "", {}) or next(iter(sources.values()), {})
     name = dataset or next(iter(sources), "DATASET")
     wanted = splits or known.get("splits") or ["train"]
-    words = ["--data", _folder(known), "--dataset", name, "--split", ",".join(wanted), "--store", str(store)]
+    words = ["--data", _folder(known), "--dataset", name, "--split", ",".join(wanted), "--store", str(into or store)]
     if named := list(stages):
         words += ["--stages", ",".join(named)]
     return shlex.join(["weakmcn", "precompute", *words])

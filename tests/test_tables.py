@@ -26,6 +26,7 @@ from weakmcn.model.methods import METHODS
 from weakmcn.model.references import references_of
 from weakmcn.model.run import Run
 from weakmcn.shards.errors import ConfigError
+from weakmcn.shards.layout import remember_source
 from weakmcn.shards.store import IMAGES_FILE, Store, write_stage_json
 from weakmcn.shards.tables import read_table, write_table
 
@@ -234,6 +235,15 @@ def test_a_store_of_another_sam_is_a_row_trained_on_its_masks_and_sams_without_o
     told = [note for note in grid.notes if "--teacher" in note]
     assert [note.partition(":")[0] for note in told] == ["EfficientSAM-Ti", "EfficientSAM-S", "SAM ViT-B", "SAM ViT-L"]
     assert f"--preset sam-l, then here --teacher {store}-sam-l" in told[-1]
+
+
+def test_the_command_for_a_teacher_that_is_missing_names_the_data_of_the_store(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    remember_source(store, DATASET, tmp_path / "photos", ["train"])
+    told = table_of_teachers([Store.open(store)], DATASET, ["val"]).notes
+    wanted = f"--data {tmp_path / 'photos'} --dataset {DATASET} --split train,val --store {store}-sam-b --preset sam-b,"
+    assert [wanted in note for note in told] == [note.startswith("SAM ViT-B") for note in told]
+    assert len(told) == 5
 
 
 def test_two_stores_of_the_same_sam_are_not_two_teachers(store: Path, tmp_path: Path) -> None:
