@@ -36,7 +36,7 @@ def test_what_is_copied_is_there_and_is_all_that_an_installation_needs() -> None
 
 def test_it_installs_as_the_readme_says() -> None:
     readme, run = text_of("README.md"), " ".join(all_of("RUN"))
-    (line,) = re.findall(r"pip install (torch torchvision --index-url \S+)", readme)
+    (line,) = re.findall(r"pip install (torch torchvision --index-url [^\s`]+)", readme)
     (index,) = [words.partition("=")[2] for words in all_of("ARG")]
     assert line == f"torch torchvision --index-url {index}"
     assert 'pip install --no-cache-dir torch torchvision --index-url "$TORCH_INDEX"' in run
