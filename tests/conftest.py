@@ -26,14 +26,13 @@ DEMO = ("--images", "64", "--epochs", "2", "--executor", "local", "--seed", "3")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file's tests share a process, for what they make once; those that start Ray share one, for there is one Ray.
 
-    First come tests that fork their process, which has no other threads then, beside them those that start Ray; then
-    the files that take longest, so that no process is left alone with one at the end.
+    First come tests that fork their process, which has no other threads then, beside them those that start Ray.
     """
 
     def group(item: pytest.Item) -> str:
         return "ray" if item.get_closest_marker("ray") else item.path.name
 
-    first = ("test_io_faults.py", "ray", "test_real_sizes.py", "test_walk.py")
+    first = ("test_io_faults.py", "ray")
     for item in items:
         item.add_marker(pytest.mark.xdist_group(group(item)))
     items.sort(key=lambda item: first.index(group(item)) if group(item) in first else len(first))

@@ -184,9 +184,14 @@ def _stopped(line: str) -> tuple[int, str]:
     One that lets the signal end it has ended well.
     """
     printed = ""
-    with subprocess.Popen(
-        ["bash", "-c", f"exec {line}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as server:
+    words = [
+        "env",
+        "--default-signal=INT",
+        "bash",
+        "-c",
+        f"exec {line}",
+    ]  # this process may ignore it, in a job of a shell
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
         assert server.stdout is not None
         for said in server.stdout:
             printed += said
