@@ -270,7 +270,7 @@ def test_the_commands_on_the_page_of_checkpoints_exist_with_their_options() -> N
     blocks = "\n".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)).replace("\\\n", " ")
     commands = [shlex.split(line) for line in blocks.splitlines() if line.startswith("weakmcn ")]
     known = get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
-    assert {"convert", "doctor", "precompute", "eval"} <= {words[1] for words in commands}
+    assert {"convert", "doctor", "predict"} <= {words[1] for words in commands}
     for _, name, *words in commands:
         options = {option for parameter in known[name].params for option in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= options, name
