@@ -244,16 +244,16 @@ def serve() -> None:
     out, runs = Path(order["out"]), [_planned(told) for told in order["runs"]]
     beside = min(order["jobs"], len(runs)) - 1
     claims = Path(order["claims"])
-    first_of = {run.name: run.training.first_stage.name for run in runs if run.training.first_stage}
+    names = {run.name for run in runs}
     waiting = dict(enumerate(runs, 1))
 
-    def ready(name: str) -> bool:
-        first = first_of.get(name)
-        return first not in {run.name for run in runs} or (claims / f"{first}.ended").exists()
+    def ready(run: Planned) -> bool:
+        first = run.training.first_stage
+        return first is None or first.name not in names or (claims / f"{first.name}.ended").exists()
 
     try:
         while waiting:
-            number = next((number for number, run in waiting.items() if ready(run.name)), None)
+            number = next((number for number, run in waiting.items() if ready(run)), None)
             if number is None:
                 time.sleep(0.5)
                 continue

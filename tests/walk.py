@@ -184,13 +184,8 @@ def _stopped(line: str) -> tuple[int, str]:
     One that lets the signal end it has ended well.
     """
     printed = ""
-    words = [
-        "env",
-        "--default-signal=INT",
-        "bash",
-        "-c",
-        f"exec {line}",
-    ]  # this process may ignore it, in a job of a shell
+    # In a job of a shell this process may ignore Ctrl-C, and what it starts would too.
+    words = ["env", "--default-signal=INT", "bash", "-c", f"exec {line}"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
         assert server.stdout is not None
         for said in server.stdout:

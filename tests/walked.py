@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.torch import load_file, save_file
 from weakmcn.model.methods import method_of, recipe
 from weakmcn.model.official import to_official
 from weakmcn.model.vocabulary import RESERVED, Vocabulary
@@ -67,23 +66,20 @@ def first_run(folder: Path) -> None:
 PUBLISHED = preset("refcoco")
 
 
-def paper_weights(folder: Path) -> dict[str, Tensor]:
-    """`weights`: files of the paper's sizes, all of them zeros; the detector's."""
+def paper_weights(folder: Path) -> None:
+    """`weights`: files of the paper's sizes, all of them zeros."""
     networks = {
-        PUBLISHED.dino.checkpoint: lambda: build_dino(PUBLISHED.dino),
-        PUBLISHED.sam.checkpoint: lambda: EfficientSam(PUBLISHED.sam),
         PUBLISHED.detect.checkpoint: lambda: YOLOv3(
             PUBLISHED.detect.width, PUBLISHED.detect.classes, PUBLISHED.side_px
         ),
+        PUBLISHED.dino.checkpoint: lambda: build_dino(PUBLISHED.dino),
+        PUBLISHED.sam.checkpoint: lambda: EfficientSam(PUBLISHED.sam),
     }
     (folder / "weights").mkdir()
-    zeros: dict[str, Tensor] = {}
     for file, build in networks.items():
         with torch.device("meta"):
             shapes = build().state_dict()
-        zeros = {name: torch.zeros(each.shape, dtype=each.dtype) for name, each in shapes.items()}
-        save_file(zeros, folder / file)
-    return zeros
+        save_file({name: torch.zeros(each.shape, dtype=each.dtype) for name, each in shapes.items()}, folder / file)
 
 
 def refcoco(folder: Path) -> None:
@@ -100,7 +96,9 @@ def checkpoints(folder: Path) -> None:
     (folder / "data/anns").mkdir(parents=True)
     (folder / "data/anns/refcoco.json").write_text(json.dumps({"train": [], "val": [entry]}))
     net = method_of("weakmcn").build(recipe("weakmcn", "refcoco")[0], Vocabulary((*RESERVED, *said)), None)
-    frozen = {f"visual_encoder.{key}": value for key, value in paper_weights(folder).items()}
+    paper_weights(folder)
+    detector = load_file(folder / PUBLISHED.detect.checkpoint)
+    frozen = {f"visual_encoder.{key}": value for key, value in detector.items()}
     torch.save({"epoch": 24, "state_dict": to_official(net) | frozen}, folder / "det_best.pth")
     own_photo(folder, "dog.jpg")
 
