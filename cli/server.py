@@ -14,6 +14,7 @@ import base64
 import io
 import json
 import socket
+import sys
 import threading
 import traceback
 from contextlib import suppress
@@ -73,9 +74,13 @@ class RefusedError(Exception):
 
 
 class Site(ThreadingHTTPServer):
-    """Listens from construction on; `serve_forever` answers. Photographs are looked at one at a time."""
+    """Listens from construction on; `serve_forever` answers. Photographs are looked at one at a time.
 
-    daemon_threads = True
+    `server_close` hangs up on all visitors and waits for the photograph in hand: Python's end would abort a process
+    whose threads are inside torch.
+    """
+
+    daemon_threads = False
 
     def __init__(self, port: int, answerer: Answerer, facts: dict[str, Any]) -> None:
         """port: 0 for any that is free. facts: of the run, for the page. InputError if the port cannot be had."""
@@ -83,6 +88,8 @@ class Site(ThreadingHTTPServer):
         self.uploads = threading.BoundedSemaphore(UPLOADS_AT_ONCE)
         self._answerer = answerer
         self._lock = threading.Lock()
+        self._connections: set[socket.socket] = set()
+        self._closing = False
         self._last: tuple[str, Columns] = ("", {})
         """Digest and columns of the photograph that was asked about last: the next phrase is often about it too."""
         try:
@@ -97,6 +104,25 @@ class Site(ThreadingHTTPServer):
         TCPServer.server_bind(self)
         self.server_name, self.server_port = ADDRESS, self.server_address[1]
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._connections.discard(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):  # nobody is there to be told
+            super().handle_error(request, client_address)
+
+    def server_close(self) -> None:
+        self._closing = True
+        for connection in tuple(self._connections):
+            with suppress(OSError):  # its visitor was quicker
+                connection.shutdown(socket.SHUT_RDWR)
+        super().server_close()
+
     @property
     def hosts(self) -> set[str]:
         """What a request may call this server."""
@@ -108,6 +134,8 @@ class Site(ThreadingHTTPServer):
         with_words(phrase, "the phrase")
         photo = Photo.of(KEY, data, Path("the photograph"), side=self._answerer.side)
         with self._lock:
+            if self._closing:
+                raise ConnectionAbortedError
             if photo.sha256 != self._last[0]:
                 self._last = photo.sha256, self._answerer.see([photo])[0]
             (found,) = self._answerer.answers(photo, self._last[1], [phrase])
@@ -194,8 +222,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(fault.status, str(fault))
         except WeakmcnError as fault:
             self.send_error(HTTPStatus.BAD_REQUEST, str(fault))
-        except (ConnectionError, TimeoutError):  # nobody is there to be told
-            self.close_connection = True
+        except (ConnectionError, TimeoutError):
+            raise
         except Exception:  # a bug: its traceback belongs on the terminal, not on the page
             traceback.print_exc()
             self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR, "a fault of the program; the terminal shows it.")

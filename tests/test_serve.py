@@ -262,7 +262,7 @@ def test_a_port_that_is_taken_is_told(run, demo: Path, site: Site) -> None:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
-def test_the_command_tells_its_address_and_ends_on_ctrl_c(
+def test_the_command_tells_its_address_and_ends_on_ctrl_c_whatever_its_visitors_do(
     demo: Path, photo: Path, number: signal.Signals, status: int
 ) -> None:
     code = (
@@ -275,13 +275,17 @@ def test_the_command_tells_its_address_and_ends_on_ctrl_c(
     line = process.stdout.readline()
     port = re.match(r"http://127\.0\.0\.1:(\d+)/", line)
     assert port, line
-    connection = http.client.HTTPConnection(ADDRESS, int(port[1]), timeout=60)
-    connection.request("GET", "/run")
-    assert json.loads(connection.getresponse().read())["dataset"] == "refcoco+"
-    connection.close()
+    asking, waiting = (http.client.HTTPConnection(ADDRESS, int(port[1]), timeout=60) for _ in range(2))
+    asking.request("GET", "/run")
+    assert json.loads(asking.getresponse().read())["dataset"] == "refcoco+"
+    asking.request("POST", "/answer?phrase=ring", photo.read_bytes(), UPLOAD)
+    waiting.putrequest("POST", "/answer?phrase=ring")  # and says no more
+    time.sleep(0.1)  # the photograph is in hand
     started = time.monotonic()
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
+    asking.close()
+    waiting.close()
     assert process.returncode == status, err
     assert "Traceback" not in err
     assert time.monotonic() - started < 10
