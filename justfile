@@ -49,6 +49,10 @@ pages +files:
 wheel-test:
     .ci/wheel-test {{ python }}
 
+# Type the commands of docs/clusters.md; needs a finished demo, and stops every Ray process of yours
+clusters:
+    {{ python }} -m tests.clusters
+
 # Make the pocket world's frozen networks again (two to three hours on two cores)
 pocket-weights:
     {{ python }} -m weakmcn.pipeline.pocket.pretrain

@@ -1,17 +1,24 @@
 """What several tests need and nobody wants to make twice."""
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from weakmcn.cli.main import app, main
 
 from .faults.commands import Commands
 from .faults.sound import make_pair
+
+if TYPE_CHECKING:  # imported where they are used, once the next lines hold
+    from weakmcn.model.run import Run
+
+    from .small_store import Small
 
 # Before torch is imported: on small tensors a second thread only waits for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,20 +29,15 @@ DEMO = ("--images", "64", "--epochs", "2", "--executor", "local", "--seed", "3")
 """The smallest demo there is a point in: 40 photographs to train on."""
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
+FIRST = ("io_faults", "real_sizes", "walk", "poison", "kills", "ranks")
+"""Files of tests that are begun with: the one that forks its process, which has no other threads then, and the longest,
+so that neither process works alone at the end."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests share a process, for what they make once; those that start Ray share one, for there is one Ray.
-
-    First come tests that fork their process, which has no other threads then, beside them those that start Ray.
-    """
-
-    def group(item: pytest.Item) -> str:
-        return "ray" if item.get_closest_marker("ray") else item.path.name
-
-    first = ("test_io_faults.py", "ray")
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: first.index(group(item)) if group(item) in first else len(first))
+    """A file's tests share a process, for what they make once."""
+    order = {f"test_{name}.py": place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(scope="session")
@@ -59,6 +61,40 @@ def pair(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sound")
     make_pair(commands, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of 24 photographs to train on and 8 to measure on. Not to be changed."""
+    from .trainings import TRAIN, VAL
+    from .worlds import make_store
+
+    return make_store(tmp_path_factory.mktemp("world") / "store", train=TRAIN, val=VAL)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(store: Path, tmp_path_factory: pytest.TempPathFactory) -> "Run":
+    """A run on `store` that nothing happened to. Not to be changed."""
+    from weakmcn.model.train import train
+
+    from .trainings import settings
+
+    return train(settings(store, tmp_path_factory.mktemp("undisturbed") / "run"))
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> "Small":
+    """The store of small_store.py. Not to be changed."""
+    from .small_store import make_store
+
+    return make_store(tmp_path_factory.mktemp("made") / "store")
+
+
+@pytest.fixture
+def small(made: "Small", tmp_path: Path) -> "Small":
+    """A copy of its own for every test."""
+    shutil.copytree(made.path, tmp_path / "store")
+    return replace(made, path=tmp_path / "store")
 
 
 @dataclass

@@ -53,16 +53,17 @@ def test_the_program_is_the_entry_and_its_user_is_not_root() -> None:
     assert "useradd --create-home --uid 1000 weakmcn" in " ".join(all_of("RUN"))
 
 
-def test_the_pages_build_this_file_and_mount_where_it_works() -> None:
-    page = text_of("docs/clusters.md").replace("\\\n", " ")
-    builds = [shlex.split(line) for line in re.findall(r"^docker build .*", page, re.MULTILINE)]
+def test_the_commands_at_its_head_build_this_file_and_mount_where_it_works() -> None:
+    head = "\n".join(line.removeprefix("#").strip() for line in FILE.read_text("utf-8").splitlines() if line[:1] == "#")
+    head = head.replace("\\\n", " ")
+    builds = [shlex.split(line) for line in re.findall(r"^docker build .*", head, re.MULTILINE)]
     assert len(builds) == 2
     for words in builds:
         assert words[words.index("-f") + 1] == "docker/Dockerfile"
         arguments = {value.partition("=")[0] for flag, value in pairwise(words) if flag == "--build-arg"}
         assert arguments <= {words.partition("=")[0] for words in all_of("ARG")}
     tags = {words[words.index("-t") + 1] for words in builds}
-    runs = [shlex.split(line) for line in re.findall(r"^docker run .*", page, re.MULTILINE)]
+    runs = [shlex.split(line) for line in re.findall(r"^docker run .*", head, re.MULTILINE)]
     assert {next(word for word in words if word in tags) for words in runs} == tags
     mounts = [value.split(":")[1] for words in runs for flag, value in pairwise(words) if flag == "-v"]
     work = all_of("WORKDIR")[-1]

@@ -15,7 +15,7 @@ RUN_MAIN = (
     # A shell starts background jobs, and so perhaps these tests, with Ctrl-C ignored.
     "signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(main())"
 )
-WORDS = ("--dataset", "refcoco+", "--epochs", "6", "--seed", "5", "--set", "train.batch=8", "--set", "train.lr=1e-3")
+WORDS = ("--dataset", "refcoco+", "--epochs", "4", "--seed", "5", "--set", "train.batch=8", "--set", "train.lr=1e-3")
 
 
 def bytes_of(run: Path) -> dict[str, str]:

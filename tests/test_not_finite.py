@@ -12,23 +12,8 @@ from weakmcn.model.run import Run
 from weakmcn.model.state import TrainState
 from weakmcn.model.train import NotFinite, train
 
-from .trainings import TRAIN, VAL, Crash, at_step, content, crash, drawn_for, settings
-from .worlds import RECIPE, make_store
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("world") / "store", train=TRAIN, val=VAL)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train(settings(store, tmp_path_factory.mktemp("undisturbed") / "run"))
+from .trainings import Crash, at_step, content, crash, drawn_for, settings
+from .worlds import RECIPE
 
 
 def all_finite(run: Path) -> bool:

@@ -24,21 +24,6 @@ from .trainings import TRAIN, VAL, Crash, at_step, content, crash, settings
 from .worlds import RECIPE, TINY, Rows, make_store, scenes, write_family
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("world") / "store", train=TRAIN, val=VAL)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train(settings(store, tmp_path_factory.mktemp("undisturbed") / "run"))
-
-
 @pytest.mark.parametrize("step", [1, 2, 3, 4, 8])
 def test_a_run_that_crashes_and_is_started_again_ends_with_the_same_bytes(
     store: Path, undisturbed: Run, tmp_path: Path, step: int

@@ -68,7 +68,7 @@ def test_a_signal_ends_a_run_that_hangs(
         start_new_session=True,  # with the processes it starts
     )
     deadline = time.monotonic() + 120
-    while len(list(family.glob("*.tar"))) < 2 or not list(family.glob(".tmp-trail-000002")):
+    while len(list(family.glob("00000*.json"))) < 2 or not list(family.glob(".tmp-trail-000002")):
         assert process.poll() is None, process.stderr and process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -36,20 +36,6 @@ from .small_store import (
     write_images,
 )
 
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Small:
-    """Not to be changed by a test."""
-    return make_store(tmp_path_factory.mktemp("made") / "store")
-
-
-@pytest.fixture
-def small(made: Small, tmp_path: Path) -> Small:
-    """A copy of its own for every test."""
-    shutil.copytree(made.path, tmp_path / "store")
-    return Small(tmp_path / "store", made.masks, made.maps)
-
-
 # What was put in comes out.
 
 

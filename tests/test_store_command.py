@@ -1,6 +1,5 @@
 """`weakmcn store ls|verify|gc`: what a store holds, what is wrong with it, what may go."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,7 @@ from weakmcn.shards.reader import Reader
 from weakmcn.shards.store import gc
 from weakmcn.shards.tables import REFERENCES, write_table
 
-from .small_store import KEYS, Small, cut, flip, make_store, write_family
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Small:
-    """Not to be changed by a test."""
-    return make_store(tmp_path_factory.mktemp("made") / "store")
-
-
-@pytest.fixture
-def small(made: Small, tmp_path: Path) -> Small:
-    """A copy of its own for every test."""
-    shutil.copytree(made.path, tmp_path / "store")
-    return Small(tmp_path / "store", made.masks, made.maps)
-
+from .small_store import KEYS, Small, cut, flip, write_family
 
 # The command.
 

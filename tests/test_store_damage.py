@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,20 +17,7 @@ from weakmcn.shards.reader import Reader
 from weakmcn.shards.tables import IMAGES, read_table, write_table
 from weakmcn.shards.writer import Record, write_shard
 
-from .small_store import KEYS, Small, cut, digest_of, flip, make_store
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Small:
-    """Not to be changed by a test."""
-    return make_store(tmp_path_factory.mktemp("made") / "store")
-
-
-@pytest.fixture
-def small(made: Small, tmp_path: Path) -> Small:
-    """A copy of its own for every test."""
-    shutil.copytree(made.path, tmp_path / "store")
-    return Small(tmp_path / "store", made.masks, made.maps)
+from .small_store import KEYS, Small, cut, digest_of, flip
 
 
 @pytest.fixture(scope="module")

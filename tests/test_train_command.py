@@ -15,23 +15,8 @@ from weakmcn.model.run import Run
 from weakmcn.model.state import TrainState
 from weakmcn.model.train import train
 
-from .trainings import TRAIN, VAL, settings, spelt
+from .trainings import settings, spelt
 from .worlds import DATASET, RECIPE, TINY, make_store
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("world") / "store", train=TRAIN, val=VAL)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train(settings(store, tmp_path_factory.mktemp("undisturbed") / "run"))
 
 
 def test_a_run_too_short_for_the_mask_head_is_told(

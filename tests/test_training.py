@@ -15,23 +15,8 @@ from weakmcn.model.train import train
 from weakmcn.shards.errors import ConfigError, InputError
 from weakmcn.shards.store import Store
 
-from .trainings import TRAIN, VAL, Crash, at_step, content, crash, settings
+from .trainings import Crash, at_step, content, crash, settings
 from .worlds import DATASET, RECIPE, TINY, Rows, key_of, make_store
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("world") / "store", train=TRAIN, val=VAL)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train(settings(store, tmp_path_factory.mktemp("undisturbed") / "run"))
 
 
 def test_it_learns_what_the_captions_say_and_nothing_from_captions_of_other_images(tmp_path: Path) -> None:

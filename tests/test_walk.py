@@ -5,17 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from . import clusters
 from .pages import PAGES, text_of
 from .walk import done, is_shown, lines_of, plain, steps, terminal, typed
 from .walked import make_demo, prepare
 
-NOT_RUN = [
-    "clusters.md: export RAY_AUTH_MODE=token                    # on every node, with the same ~/.",
-    "clusters.md: srun --gres=gpu:4 --cpus-per-task=32 weakmcn precompute --data data --dataset re",
-    'clusters.md: srun torchrun --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "$SLURM_GPUS_ON_N',
-    "clusters.md: docker build -f docker/Dockerfile -t weakmcn:cpu .",
-]
-"""Page and first line of every block that cannot be run here; the page says why."""
 ELSEWHERE = "add-a-method.md"
 """test_own_methods.py types its commands, and looks at what they leave."""
 WALKED = [page for page in PAGES if steps(page.read_text("utf-8")) and page.name != ELSEWHERE]
@@ -30,7 +24,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("page", WALKED, ids=lambda page: page.name)
 def test_the_commands_of_a_page_run_in_order_and_print_what_it_shows(page: Path, made: Path, tmp_path: Path) -> None:
-    todo = [step for step in steps(page.read_text("utf-8")) if not (step.not_run or step.by_gate)]
+    todo = [step for step in steps(page.read_text("utf-8")) if not step.by_gate]
     if todo:
         prepare(page.name, made, tmp_path)
     with terminal(tmp_path):
@@ -42,16 +36,12 @@ def test_the_commands_of_a_page_run_in_order_and_print_what_it_shows(page: Path,
                 assert is_shown(shown, found), "\n".join([step.code, "-- shown", *shown, "-- printed", *found])
 
 
-def test_what_is_not_run_is_this_and_no_more() -> None:
-    found = [(page.name, step) for page in WALKED for step in steps(page.read_text("utf-8")) if step.not_run]
-    assert [f"{page}: {step.name}" for page, step in found] == NOT_RUN
-
-
 def test_what_the_gate_is_said_to_type_it_types() -> None:
     gate = {line for _, line in re.findall(r"\breadme (['\"])(.*)\1$", text_of(".ci/run"), re.MULTILINE)}
-    said = {step.code for page in WALKED for step in steps(page.read_text("utf-8")) if step.by_gate}
-    assert said == gate
-    assert gate
+    said = {page.name: [step.code for step in steps(page.read_text("utf-8")) if step.by_gate] for page in WALKED}
+    assert said.pop(clusters.PAGE)
+    assert {code for codes in said.values() for code in codes} == gate
+    assert re.search(r"^just clusters$", text_of(".ci/run"), re.MULTILINE)
 
 
 def test_a_page_that_shows_what_is_not_printed_is_found() -> None:
@@ -77,11 +67,11 @@ def test_only_where_a_page_says_so_figures_may_differ() -> None:
 def test_an_output_belongs_to_the_commands_right_before_it() -> None:
     first, second, third = steps(
         "<!-- exit code 3 -->\n```sh\na\n```\n\n<!-- figures vary -->\n```text\nx\n```\n\n"
-        "```sh\nb\n```\n\nIt says:\n\n```text\ny\n```\n\n  <!-- not run: no GPU -->\n  ```sh\n  c \\\n    d\n  ```\n"
+        "```sh\nb\n```\n\nIt says:\n\n```text\ny\n```\n\n  <!-- typed by .ci/run -->\n  ```sh\n  c \\\n    d\n  ```\n"
     )
-    assert (first.exit_code, first.shown, first.varies, first.not_run) == (3, "x\n", True, None)
+    assert (first.exit_code, first.shown, first.varies, first.by_gate) == (3, "x\n", True, False)
     assert (second.exit_code, second.shown) == (0, None)
-    assert (third.not_run, lines_of(third.code)) == ("no GPU", ["c d"])
+    assert (third.by_gate, lines_of(third.code)) == (True, ["c d"])
 
 
 def test_the_output_of_a_command_is_what_a_terminal_would_show(tmp_path: Path) -> None:

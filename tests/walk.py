@@ -3,8 +3,7 @@
 Shell blocks (`sh`) are run in the order of the page, in one folder; a `text` block right behind one is what the
 terminal then shows. Comments in the page say what is special about the next block:
 
-    <!-- not run: REASON -->     it cannot be run here; the commands of it are checked by test_docs.py all the same
-    <!-- typed by .ci/run -->    the gate types it, for it makes the environment or runs all tests
+    <!-- typed by .ci/run -->    the gate types it: it makes the environment, runs all tests, or stops all of Ray
     <!-- until Ctrl-C -->        it is stopped by Ctrl-C when it has told its address
     <!-- exit code 3 -->         how its last command ends; 0 if nothing is said
     <!-- file: NAME -->          no commands: what is to be written into the file NAME before what comes next
@@ -57,8 +56,6 @@ class Step:
     code: str
     file: str | None = None
     """The file's name."""
-    not_run: str | None = None
-    """Why it cannot be run."""
     by_gate: bool = False
     """Whether .ci/run types it."""
     until_ctrl_c: bool = False
@@ -90,13 +87,11 @@ def steps(text: str) -> list[Step]:
             behind["language"] not in ("", "text") or text[block.end() : behind.start()].strip()
         ):
             behind = None
-        reason = re.search(r"<!-- not run: (.*) -->", block["marks"])
         code = re.search(r"<!-- exit code (\d+) -->", block["marks"])
         indent = len(block["indent"])
         made.append(
             Step(
                 code="\n".join(line[indent:] for line in block["code"].splitlines()),
-                not_run=reason[1] if reason else None,
                 by_gate="<!-- typed by .ci/run -->" in block["marks"],
                 until_ctrl_c="<!-- until Ctrl-C -->" in block["marks"],
                 exit_code=int(code[1]) if code else 0,
