@@ -3,15 +3,12 @@
 import json
 import os
 import re
-import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from typer.main import get_command
-from weakmcn.cli.main import app
 from weakmcn.model.config import PRESETS, preset
 from weakmcn.model.methods import recipe
 from weakmcn.model.parameters import ParameterTable, nearest_to_the_paper, parameter_table
@@ -263,14 +260,3 @@ def test_the_page_of_checkpoints_has_every_published_file_with_its_digest() -> N
             (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
             for section in (config.detect, config.dino, config.sam):
                 assert f"`{Path(section.checkpoint).name}`" in row
-
-
-def test_the_commands_on_the_page_of_checkpoints_exist_with_their_options() -> None:
-    page = (DOCS / "checkpoints.md").read_text("utf-8")
-    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)).replace("\\\n", " ")
-    commands = [shlex.split(line) for line in blocks.splitlines() if line.startswith("weakmcn ")]
-    known = get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
-    assert {"convert", "doctor", "predict"} <= {words[1] for words in commands}
-    for _, name, *words in commands:
-        options = {option for parameter in known[name].params for option in parameter.opts}
-        assert {word for word in words if word.startswith("--")} <= options, name

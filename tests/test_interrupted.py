@@ -41,7 +41,7 @@ def test_training_that_was_stopped_ends_with_the_same_bytes(
     run = tmp_path / "run"
     words = [sys.executable, "-c", RUN_MAIN, "train", "--shards", str(demo / "store"), "--out", str(run), *WORDS]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
-    while not any((run / "checkpoints").glob("*.json")):
+    while not any((run / "checkpoints").glob("[0-9]*.json")):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(sent)

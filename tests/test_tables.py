@@ -174,13 +174,13 @@ def test_a_killed_command_goes_on_and_a_finished_one_only_reads(
     words += [word for each in (*SMALL, "train.epochs=8") for word in ("--set", each)]
     code = "import sys; from weakmcn.cli.main import main; sys.exit(main())"
     killed = subprocess.Popen([sys.executable, "-c", code, *map(str, words)], stdout=DEVNULL, stderr=DEVNULL)
-    while not list(out.glob("runs/*/checkpoints/*.json")):
+    while not list(out.glob("runs/*/checkpoints/[0-9]*.json")):
         time.sleep(0.02)
         assert killed.poll() is None, "too quick to be killed"
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     (begun,) = (out / "runs").iterdir()
-    step = max(int(path.stem) for path in begun.glob("checkpoints/*.json"))
+    step = max(int(path.stem) for path in begun.glob("checkpoints/[0-9]*.json"))
 
     again = run(*words)
     assert again.status == 0, again.err
