@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 from weakmcn.cli.main import app, main
-from xdist.scheduler import LoadScopeScheduling
 
 from .faults.commands import Commands
 from .faults.sound import make_pair
@@ -30,31 +29,20 @@ DEMO = ("--images", "64", "--epochs", "2", "--executor", "local", "--seed", "3")
 """The smallest demo there is a point in: 40 photographs to train on."""
 
 
-RAY = ("kills", "poison", "ray", "real_sizes", "signals")
-"""Files of tests that start Ray. One process runs them all, for a second cluster beside would starve the first."""
-FIRST = ("io_faults", *RAY, "walk", "ranks")
-"""Files of tests that are begun with: the one that forks its process, which has no other threads then, and the longest,
-so that neither process works alone at the end."""
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {f"test_{name}.py": place for place, name in enumerate(FIRST)}
-    items.sort(key=lambda item: order.get(item.path.name, len(order)))
-    starting = {item.path.stem.removeprefix("test_") for item in items if item.get_closest_marker("ray")}
-    if not starting <= {*RAY}:
-        raise pytest.UsageError(f"tests/conftest.py: RAY lacks {', '.join(sorted(starting - {*RAY}))}")
-
-
-class ByFile(LoadScopeScheduling):
-    """A file's tests share a process, for what they make once; those that start Ray share one."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = Path(nodeid.partition("::")[0])
-        return "ray" if file.stem.removeprefix("test_") in RAY else file.name
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config) -> ByFile:
-    return ByFile(config)
+    """Tests are given to the processes one by one, in this order: first those that fork, in a process that has no other
+    threads yet, then all others; those that start Ray are spread among them, for they take all cores there are.
+    """
+    forking = [item for item in items if item.path.name == "test_io_faults.py"]
+    ray = [item for item in items if item.get_closest_marker("ray")]
+    others = [item for item in items if item not in {*forking, *ray}]
+    every = max(1, len(others) // max(1, len(ray)))
+    spread = []
+    for place, item in enumerate(others):
+        if ray and place % every == 0:
+            spread.append(ray.pop(0))
+        spread.append(item)
+    items[:] = [*forking, *spread, *ray]
 
 
 @pytest.fixture(scope="session")

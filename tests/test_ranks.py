@@ -371,7 +371,7 @@ def test_ranks_that_say_they_are_done_are_done(tmp_path: Path) -> None:
 def test_the_one_line_is_of_the_rank_that_failed_first_and_hanging_ones_are_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codes: list[str], message: str
 ) -> None:
-    monkeypatch.setattr(children, "GRACE_S", 0.5)
+    monkeypatch.setattr(children, "GRACE_S", 3)
     began = time.monotonic()
     with pytest.raises(RankFailed, match=message) as failed:
         started(tmp_path, *codes)
