@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -222,15 +224,19 @@ def test_a_library_that_cannot_be_loaded_is_told_with_its_mend(tmp_path: Path, m
     assert health.import_fault("torchvision") is None
 
 
-def test_ray_is_started_only_when_asked_and_why_it_does_not_start_is_told(
-    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ray_is_started_only_when_asked_and_why_it_does_not_start_is_told(run, tmp_path: Path) -> None:
     quiet = json.loads(run("doctor", "--weights", tmp_path, "--json").out)
     assert quiet["ray_started"] is False
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 120)))  # longer than the name of a socket may be
-    asked = run("doctor", "--weights", tmp_path, "--ray")
-    assert asked.status == 2, asked.err
-    assert asked.out.rstrip().splitlines()[-1].startswith("Ray did not start on this machine: ")
+    code = "import sys; from weakmcn.cli.main import main; sys.exit(main())"
+    asked = subprocess.run(  # in a process where Ray was started before, it remembers its folder
+        [sys.executable, "-c", code, "doctor", "--weights", str(tmp_path), "--ray"],
+        env={**os.environ, "RAY_TMPDIR": str(tmp_path / ("x" * 120))},  # longer than the name of a socket may be
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert asked.returncode == 2, asked.stderr
+    assert asked.stdout.rstrip().splitlines()[-1].startswith("Ray did not start on this machine: ")
 
 
 def test_weights_that_precompute_misses_are_told_all_at_once(

@@ -1,6 +1,6 @@
-"""SAM ViT-B at 1024 pixels: four photographs through `precompute`, in the memory of a small machine.
+"""SAM ViT-B at 1024 pixels: two photographs through `precompute`, in the memory of a small machine.
 
-Two workers take two each; weights are random. Eight photographs, ViT-L and H, and the time of each: `just bench
+Two workers take one each; weights are random. Eight photographs, ViT-L and H, and the time of each: `just bench
 real_sizes`. The paper's networks at their sizes are in test_cached_online.py.
 """
 
@@ -15,11 +15,11 @@ from .tiny import write_data
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
-PHOTOS, WORKERS = 4, 2
+PHOTOS, WORKERS = 2, 2
 WORKER_GIB, ALL_GIB = 3.0, 6.0
 
 
-def test_sam_vit_b_segments_four_photographs_within_the_memory_of_a_small_machine(tmp_path: Path) -> None:
+def test_sam_vit_b_segments_two_photographs_within_the_memory_of_a_small_machine(tmp_path: Path) -> None:
     write_data(tmp_path / "data", images=PHOTOS, val=0, size=paper.photo_size)
     config = segmenters.segmenter("b", tmp_path / "weights", images_per_shard=PHOTOS // WORKERS)
     with segmenters.watched() as memory:
