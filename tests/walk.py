@@ -3,7 +3,7 @@
 Shell blocks (`sh`) are run in the order of the page, in one folder; a `text` block right behind one is what the
 terminal then shows. Comments in the page say what is special about the next block:
 
-    <!-- typed by .ci/run -->    the gate types it: it makes the environment, runs all tests, or stops all of Ray
+    <!-- typed by … -->         by .ci/run, or by `just clusters`, which stops all of Ray; not by the tests
     <!-- until Ctrl-C -->        it is stopped by Ctrl-C when it has told its address
     <!-- exit code 3 -->         how its last command ends; 0 if nothing is said
     <!-- file: NAME -->          no commands: what is to be written into the file NAME before what comes next
@@ -57,7 +57,7 @@ class Step:
     file: str | None = None
     """The file's name."""
     by_gate: bool = False
-    """Whether .ci/run types it."""
+    """Whether .ci/run or `just clusters` types it, and no test."""
     until_ctrl_c: bool = False
     exit_code: int = 0
     shown: str | None = None
@@ -92,7 +92,7 @@ def steps(text: str) -> list[Step]:
         made.append(
             Step(
                 code="\n".join(line[indent:] for line in block["code"].splitlines()),
-                by_gate="<!-- typed by .ci/run -->" in block["marks"],
+                by_gate="<!-- typed by " in block["marks"],
                 until_ctrl_c="<!-- until Ctrl-C -->" in block["marks"],
                 exit_code=int(code[1]) if code else 0,
                 shown=behind["code"] if behind else None,
