@@ -35,7 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     forking = [item for item in items if item.path.name == "test_io_faults.py"]
     ray = [item for item in items if item.get_closest_marker("ray")]
-    others = [item for item in items if item not in {*forking, *ray}]
+    apart = {*forking, *ray}
+    others = [item for item in items if item not in apart]
     every = max(1, len(others) // max(1, len(ray)))
     spread = []
     for place, item in enumerate(others):

@@ -1,7 +1,7 @@
 """Whether what saves time or bytes costs score on the pocket world: `just bench shortcuts STORE STORE_U8`.
 
 Trains the same network with the preset's settings, with `--sampling images`, and from the columns of a store in codec
-u8, several seeds of each, and measures val. Trainings have a thread each; one that is done in --out is not done again.
+u8, several seeds of each, and measures val. Trainings have a thread each; one that is done in --runs is not done again.
 The stores: `weakmcn pocket data --flavour refcoco+`, then `weakmcn precompute` of train and val, once with --codec u8.
 """
 
