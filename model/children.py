@@ -22,7 +22,6 @@ from types import FrameType
 from typing import Any
 
 from ..shards.errors import WeakmcnError
-from . import own
 from .interrupts import STOPS, Interrupted
 
 GRACE_S = 10
@@ -51,7 +50,9 @@ def received_order() -> dict[str, Any]:
     """
     order = json.loads(sys.stdin.readline())
     for file in order.pop("with"):
-        own.add_methods(Path(file))
+        from .own import add_methods  # which imports torch; nothing else here does, so a child starts in a moment
+
+        add_methods(file)
 
     def wait() -> None:
         while os.read(0, 1):
@@ -104,11 +105,13 @@ def run_ranks(code: str, orders: Sequence[Mapping[str, Any]], out: Path) -> None
     out: the run folder, for messages. Raises what a rank reports, or that one was killed; Interrupted where a signal
     asked for the end.
     """
+    from .own import files
+
     children: list[_Child] = []
     with _passing_on(children) as came:
         try:
             for rank, order in enumerate(orders):
-                children.append(_start(rank, code, order, len(orders)))
+                children.append(_start(rank, code, {**order, "with": files()}, len(orders)))
             _watch(children)
         finally:
             for child in children:
@@ -138,7 +141,7 @@ def _start(rank: int, code: str, order: Mapping[str, Any], size: int) -> _Child:
     os.close(write_end)
     assert process.stdin is not None
     with suppress(BrokenPipeError):  # it has ended already: `_watch` finds out
-        told = {**order, "report_end": write_end, "with": own.files()}
+        told = {**order, "report_end": write_end}
         process.stdin.write(json.dumps(told, default=str).encode() + b"\n")
         process.stdin.flush()
     return _Child(rank, process, read_end)

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +13,8 @@ from weakmcn.cli.main import app
 from weakmcn.cli.settings import override
 from weakmcn.model.config import ModelConfig, TrainConfig
 from weakmcn.shards.errors import ConfigError
+
+from .faults.commands import Commands
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
@@ -143,22 +144,13 @@ def test_what_is_not_there_is_named_and_nothing_is_written(
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_command_with_the_code_that_shells_expect(
-    tmp_path: Path, number: signal.Signals, status: int
+    commands: Commands, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
-    # A shell starts background jobs, and so perhaps these tests, with Ctrl-C ignored.
-    code = (
-        "import signal, sys; from weakmcn.cli.main import main; "
-        "signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(main())"
-    )
-    words = ["pocket", str(tmp_path / "world"), "--images", "4000"]
-    process = subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "world" / "images").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == status
-    assert "Traceback" not in err
+    begun = commands.begin("pocket", "world", "--images", 4000, folder=tmp_path)
+    begun.until(lambda: (tmp_path / "world" / "images").exists())
+    os.kill(begun.pid, number)
+    assert begun.ended() == status
+    assert "Traceback" not in begun.err
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ Most kills are done by programs of their own (tests/soak), whose processes have 
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from weakmcn.shards import faults
 from weakmcn.shards.lock import LOCK, refuse_if_held
 from weakmcn.shards.store import Store
 
+from .faults.commands import Commands
 from .soak.world import command
 from .tiny import write_data
 
@@ -52,25 +54,19 @@ def test_a_ray_driver_that_is_killed_and_its_orphans_change_no_byte(tmp_path: Pa
     assert found["kills"] == 1
 
 
-def test_a_second_run_is_refused_in_less_than_a_second_and_told_who_holds_the_store(tmp_path: Path) -> None:
+def test_a_second_run_is_refused_in_less_than_a_second_and_told_who_holds_the_store(
+    commands: Commands, tmp_path: Path
+) -> None:
     write_data(tmp_path / "data", images=3, val=1)
     words = ["precompute", "--data", tmp_path / "data", "--dataset", "refcoco", "--store", tmp_path / "store"]
     words += ["--executor", "local", "--stages", "dino"]
-    program = [sys.executable, "-c", "import sys; from weakmcn.cli.main import main; sys.exit(main())"]
-    environment = {**os.environ, faults.VARIABLE: "hang@write:000000.tar"}
-    holder = subprocess.Popen([*program, *map(str, words)], env=environment, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 100
-        while not list(tmp_path.glob("store/dino-*/.tmp-*.tar")):
-            assert holder.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        started = time.monotonic()
-        status, printed = command(*words)
-        assert time.monotonic() - started < 1
-    finally:
-        holder.kill()
-        holder.wait()
+    holder = commands.begin(*words, folder=tmp_path, environment={faults.VARIABLE: "hang@write:000000.tar"})
+    holder.until(lambda: list(tmp_path.glob("store/dino-*/.tmp-*.tar")))
+    started = time.monotonic()
+    status, printed = command(*words)
+    assert time.monotonic() - started < 1
+    os.kill(holder.pid, signal.SIGKILL)
+    assert holder.ended() == -signal.SIGKILL
     assert status == 1
     (line,) = printed.splitlines()
     since = time.strftime("%Y-%m-%dT")

@@ -4,12 +4,11 @@ import base64
 import http.client
 import io
 import json
+import os
 import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from weakmcn.pipeline.images import Photo
 from weakmcn.shards.codec import rle_decode
 
 from .browser import CHROMIUM, Browser
+from .faults.commands import Commands
 
 PHRASE = "red ring"
 UPLOAD = {"Content-Type": "application/octet-stream"}
@@ -263,18 +263,12 @@ def test_a_port_that_is_taken_is_told(run, demo: Path, site: Site) -> None:
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
 def test_the_command_tells_its_address_and_ends_on_ctrl_c_whatever_its_visitors_do(
-    demo: Path, photo: Path, number: signal.Signals, status: int
+    commands: Commands, demo: Path, photo: Path, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
-    code = (
-        "import signal, sys; from weakmcn.cli.main import main; "
-        "signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(main())"
-    )
-    words = [sys.executable, "-u", "-c", code, "serve", "--run", str(demo / "run"), "--port", "0"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    port = re.match(r"http://127\.0\.0\.1:(\d+)/", line)
-    assert port, line
+    begun = commands.begin("serve", "--run", demo / "run", "--port", 0, folder=tmp_path)
+    begun.until(lambda: "\n" in begun.out)
+    port = re.match(r"http://127\.0\.0\.1:(\d+)/", begun.out)
+    assert port, begun.out
     asking, waiting = (http.client.HTTPConnection(ADDRESS, int(port[1]), timeout=60) for _ in range(2))
     asking.request("GET", "/run")
     assert json.loads(asking.getresponse().read())["dataset"] == "refcoco+"
@@ -282,12 +276,11 @@ def test_the_command_tells_its_address_and_ends_on_ctrl_c_whatever_its_visitors_
     waiting.putrequest("POST", "/answer?phrase=ring")  # and says no more
     time.sleep(0.1)  # the photograph is in hand
     started = time.monotonic()
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    os.kill(begun.pid, number)
+    assert begun.ended() == status, begun.err
     asking.close()
     waiting.close()
-    assert process.returncode == status, err
-    assert "Traceback" not in err
+    assert "Traceback" not in begun.err
     assert time.monotonic() - started < 10
 
 

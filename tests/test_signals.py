@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,13 +11,9 @@ from rich.console import Console
 from weakmcn.pipeline.precompute import precompute
 from weakmcn.shards import faults
 
+from .faults.commands import Commands
 from .tiny import digests, write_data, write_weights
 
-# A shell starts background jobs, and so perhaps these tests, with Ctrl-C ignored.
-COMMAND = (
-    "import signal, sys; from weakmcn.cli.main import main; "
-    "signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(main())"
-)
 GRACE_S = 10
 LAST_IMAGE = "000000000010"
 
@@ -34,7 +28,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data=write_data(folder / "data"),
         dataset="refcoco",
         splits=["train", "val"],
-        stages=["detect", "dino"],
+        stages=["detect"],
         executor="local",
         console=Console(quiet=True),
     )
@@ -51,44 +45,31 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_signal_ends_a_run_that_hangs(
-    world: Path, tmp_path: Path, executor: str, hang: str, number: signal.Signals, status: int
+    commands: Commands, world: Path, tmp_path: Path, executor: str, hang: str, number: signal.Signals, status: int
 ) -> None:
     store = Path(shutil.copytree(world / "store", tmp_path / "store"))
-    (family,) = store.glob("dino-*")
+    (family,) = store.glob("detect-*")
     for shard in family.glob("00000*"):
         shard.unlink()
-    words = ["precompute", "--data", str(world / "data"), "--dataset", "refcoco", "--split", "train,val"]
-    words += ["--store", str(store), "--executor", executor, "--stages", "dino"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *words],
-        env=os.environ | {faults.VARIABLE: f"{hang}:{LAST_IMAGE}", "COLUMNS": "200"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # with the processes it starts
-    )
-    deadline = time.monotonic() + 120
-    while len(list(family.glob("00000*.json"))) < 2 or not list(family.glob(".tmp-trail-000002")):
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    words = ["precompute", "--data", world / "data", "--dataset", "refcoco", "--split", "train,val"]
+    words += ["--store", store, "--stages", "detect", "--executor"]
+    begun = commands.begin(*words, executor, folder=tmp_path, environment={faults.VARIABLE: f"{hang}:{LAST_IMAGE}"})
+    begun.until(lambda: len(list(family.glob("00000*.json"))) == 2 and list(family.glob(".tmp-trail-000002")))
     sent = time.monotonic()
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == status, err
+    os.kill(begun.pid, number)
+    assert begun.ended() == status, begun.err
     assert time.monotonic() - sent < GRACE_S
-    assert err.rstrip().splitlines()[-1] == (
+    assert begun.err.rstrip().splitlines()[-1] == (
         "weakmcn: interrupted; what was finished is kept, the same command goes on from there."
     )
-    assert "Traceback" not in err
+    assert "Traceback" not in begun.err
     assert len(list(family.glob("*.json"))) == 2 + 1, "two shards and stage.json: nothing partial"
     assert not list(store.rglob(".tmp-*"))
-    while descendants(process.pid):
+    while descendants(begun.pid):
         assert time.monotonic() - sent < GRACE_S + 5, "a process of the run lives on"
         time.sleep(0.1)
 
-    again = subprocess.run([sys.executable, "-c", COMMAND, *words[:-2], "--executor", "local", "--stages", "dino"])
-    assert again.returncode == 0
+    assert commands.begin(*words, "local", folder=tmp_path).ended() == 0
     assert digests(store) == digests(world / "store")
 
 

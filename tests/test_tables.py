@@ -3,14 +3,11 @@
 import csv
 import io
 import json
+import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from subprocess import DEVNULL
 
 import pyarrow as pa
 import pytest
@@ -31,6 +28,7 @@ from weakmcn.shards.store import IMAGES_FILE, Store, write_stage_json
 from weakmcn.shards.tables import read_table, write_table
 
 from .conftest import Ended
+from .faults.commands import Commands
 from .worlds import DATASET, RECIPE, TINY, make_store, scenes, write_family
 
 SMALL = (
@@ -167,18 +165,15 @@ def test_a_run_that_fails_is_told_in_its_row_and_keeps_no_other_from_being_made(
 
 
 def test_a_killed_command_goes_on_and_a_finished_one_only_reads(
-    store: Path, tmp_path: Path, run: Callable[..., Ended]
+    commands: Commands, store: Path, tmp_path: Path, run: Callable[..., Ended]
 ) -> None:
     out = tmp_path / "out"
     words = ["tables", "1", "--shards", store, "--dataset", DATASET, "--preset", "pocket", "--out", out, "--jobs", 1]
     words += [word for each in (*SMALL, "train.epochs=8") for word in ("--set", each)]
-    code = "import sys; from weakmcn.cli.main import main; sys.exit(main())"
-    killed = subprocess.Popen([sys.executable, "-c", code, *map(str, words)], stdout=DEVNULL, stderr=DEVNULL)
-    while not list(out.glob("runs/*/checkpoints/[0-9]*.json")):
-        time.sleep(0.02)
-        assert killed.poll() is None, "too quick to be killed"
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    killed = commands.begin(*words, folder=tmp_path)
+    killed.until(lambda: list(out.glob("runs/*/checkpoints/[0-9]*.json")))
+    os.kill(killed.pid, signal.SIGKILL)
+    assert killed.ended() == -signal.SIGKILL
     (begun,) = (out / "runs").iterdir()
     step = max(int(path.stem) for path in begun.glob("checkpoints/[0-9]*.json"))
 

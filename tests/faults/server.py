@@ -1,4 +1,4 @@
-"""Runs `weakmcn` command lines, each in a fork of this process; started by commands.py, one JSON task a line on stdin.
+"""Runs `weakmcn` command lines, each in a fork of this process; started by commands.py, a JSON request a line on stdin.
 
 This process imports what the commands import and does no work, so that a fork is a command about to begin: what it adds
 to the memory, and how long it takes, is the command's own.
@@ -20,6 +20,8 @@ from typing import Any, NoReturn
 PRELOADED = (
     "weakmcn.cli.main",
     "weakmcn.pipeline.precompute",
+    "weakmcn.pipeline.encoders.dino",
+    "weakmcn.pipeline.encoders.sam",
     "weakmcn.pipeline.encoders.yolov3",
     "weakmcn.model.train",
     "weakmcn.model.evaluate",
@@ -37,8 +39,10 @@ def serve() -> None:
     gc.collect()
     gc.freeze()  # or the first collection of every fork would copy all of this process's memory
     _answer("ready")
+    requests = {"run": _run, "begin": _begin, "look": _look}
     for line in sys.stdin:
-        _answer(json.dumps(_run(json.loads(line))))
+        asked = json.loads(line)
+        _answer(json.dumps(requests[asked.pop("request")](asked)))
 
 
 def _answer(text: str) -> None:
@@ -71,15 +75,35 @@ def _run(task: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _begin(task: dict[str, Any]) -> dict[str, int]:
+    child = os.fork()
+    if child == 0:
+        _detach(task)
+        sys.exit(_command(task["words"]))  # out of `serve`: this process ends as the console script's does
+    return {"pid": child}
+
+
+def _look(asked: dict[str, int]) -> dict[str, int | None]:
+    ended, status = os.waitpid(asked["pid"], os.WNOHANG)
+    return {"status": os.waitstatus_to_exitcode(status) if ended else None}
+
+
+def _detach(task: dict[str, Any]) -> None:
+    """A session, a folder, an environment and streams of its own."""
+    os.setsid()
+    os.chdir(task["folder"])
+    os.environ.update(task["environment"])
+    for stream, file in ((0, os.devnull), (1, task["out"]), (2, task["err"])):
+        os.dup2(os.open(file, os.O_RDWR | os.O_CREAT, 0o600), stream)
+    sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with Ctrl-C ignored
+
+
 def _become(task: dict[str, Any]) -> NoReturn:
-    """The command; never returns."""
+    """The command, with no more memory than it may have; never returns."""
     status = 1
     try:
-        os.setpgid(0, 0)
-        os.chdir(task["folder"])
-        for stream, file in ((0, os.devnull), (1, task["out"]), (2, task["err"])):
-            os.dup2(os.open(file, os.O_RDWR | os.O_CREAT, 0o600), stream)
-        sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
+        _detach(task)
         with open("/proc/self/statm") as file:
             virtual, resident = (int(pages) * resource.getpagesize() for pages in file.read().split()[:2])
         with open(task["begun"], "w") as file:
