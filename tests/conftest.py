@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from weakmcn.cli.main import app, main
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from .faults.commands import Commands
 from .faults.sound import make_pair
@@ -25,12 +27,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray's workers are nice by default; beside other tests on two cores they would be taken for hanging.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
+TOGETHER = ("test_cached_online.py", "test_acceptance.py", "test_own_methods.py")
+"""Files whose fixture takes longer than their tests."""
+
 DEMO = ("--images", "64", "--epochs", "2", "--executor", "local", "--seed", "3")
 """The smallest demo there is a point in: 40 photographs to train on."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests are given to the processes one by one, in this order: first those that fork, in a process that has no other
+    """The order in which tests are given to the processes: first those that fork, in a process that has no other
     threads yet, then all others; those that start Ray are spread among them, for they take all cores there are.
     """
     forking = [item for item in items if item.path.name == "test_io_faults.py"]
@@ -44,6 +49,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             spread.append(ray.pop(0))
         spread.append(item)
     items[:] = [*forking, *spread, *ray]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Tests go to the process that asks first, but those of a costly fixture stay together, so that it is made once."""
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, _ = nodeid.partition("::")
+            return file if file.endswith(TOGETHER) else nodeid
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -113,15 +113,15 @@ def test_workers_that_crash_and_workers_that_hang_end_in_bounded_time_and_cost_o
     config: PipelineConfig, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(faults.VARIABLE, f"segv@encode:{key(2)},hang@image:{key(7)}")
-    report = run(config, data, tmp_path / "store", "dino", executor="ray", skip_bad=True, stall_s=15)
+    report = run(config, data, tmp_path / "store", "detect", executor="ray", skip_bad=True, stall_s=8)
     monkeypatch.delenv(faults.VARIABLE)
     assert not report.failures
     assert report.exit_code == 3
     assert report.left_out.keys() == {key(2), key(7)}
     assert "its worker died" in report.left_out[key(2)]
-    assert "its worker took no step for 15 s" in report.left_out[key(7)]
+    assert "its worker took no step for 8 s" in report.left_out[key(7)]
 
     store = Store.open(tmp_path / "store")
     assert store.verify() == []
-    assert sum(len(shard.images) for shard in store.families["dino"].survey.shards.values()) == IMAGES - 2
+    assert sum(len(shard.images) for shard in store.families["detect"].survey.shards.values()) == IMAGES - 2
     assert not list((tmp_path / "store").rglob(".tmp-*"))
