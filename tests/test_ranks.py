@@ -27,6 +27,7 @@ from weakmcn.model.train_settings import TrainSettings
 from weakmcn.shards.errors import ConfigError
 
 from . import rank_pool
+from .faults.commands import Commands
 from .rank_pool import Pool
 from .trainings import content, drawn_for, spelt
 from .worlds import DATASET, RECIPE, TINY, make_store
@@ -289,7 +290,7 @@ def test_a_signal_saves_the_step_of_all_ranks_and_a_killed_rank_ends_the_others_
     signal.signal(signal.SIGTERM, before)
 
 
-def test_torchrun_starts_ranks_too(store: Path, tmp_path: Path) -> None:
+def test_torchrun_starts_ranks_too(commands: Commands, store: Path, tmp_path: Path) -> None:
     words = [
         "--shards",
         store,
@@ -302,21 +303,17 @@ def test_torchrun_starts_ranks_too(store: Path, tmp_path: Path) -> None:
         "--out",
         tmp_path / "run",
     ]
-    code = "import sys; from weakmcn.cli.main import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "train", *map(str, words), *spelt()]
-    common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     ranks = [
-        subprocess.Popen(
-            command,
-            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        commands.begin(
+            *("train", *words, *spelt()),
+            folder=tmp_path,
+            environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
         )
         for rank in range(2)
     ]
-    said = [rank.communicate(timeout=100) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert [rank.ended() for rank in ranks] == [0, 0], [rank.err for rank in ranks]
+    said = [(rank.out, rank.err) for rank in ranks]
     assert said[0][0] == f"{tmp_path / 'run'}: done. Measure it: weakmcn eval --run {tmp_path / 'run'} --split val\n"
     assert said[1] == ("", "")
     assert Run.open(tmp_path / "run").finished
