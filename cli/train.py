@@ -96,6 +96,10 @@ def train(
         Literal["auto", "float32", "bfloat16"],
         typer.Option(help="Of the convolutions in a step; auto is bfloat16 on a GPU that has it, float32 elsewhere."),
     ] = "auto",
+    compiler: Annotated[
+        Literal["off", "inductor", "graphs"],
+        typer.Option("--compile", help="Compile what computes maps, for a GPU; graphs: launch it as CUDA graphs too."),
+    ] = "off",
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Losses for TensorBoard too, in RUN/tensorboard; needs its package.")
     ] = False,
@@ -157,6 +161,7 @@ def train(
             shuffle_captions=shuffle_captions,
             features=features,
             precision=precision,
+            compile=compiler,
             device=device,
             negatives=negatives,
             tensorboard=tensorboard,

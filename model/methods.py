@@ -50,6 +50,8 @@ class Method:
     """The words it says itself, whether or not an expression holds them: a new vocabulary gets those it lacks, last."""
     bfloat16: bool = False
     """Whether it keeps what needs it in float32 when the rest of a step is computed in bfloat16 (precision.py)."""
+    compiled: tuple[str, ...] = ()
+    """Its modules that compute maps, which compiling.py may have compiled."""
     late: tuple[str, ...] = ()
     """Those of its fields that it does not read before epoch `warm_epochs`."""
     only_trains: tuple[str, ...] = ("masks", "clip_candidates")
@@ -112,16 +114,20 @@ METHODS: dict[str, Method] = {
         build=lambda config, vocabulary, words: WeakMCN(config, len(vocabulary), words),
         fields=weakmcn.fields_of,
         bfloat16=True,
+        compiled=("fusion", "rec_banks", "res_banks", "mask_head"),
         late=("masks",),
     ),
     "refclip": Method(
         build=lambda config, vocabulary, words: RefCLIP(config, len(vocabulary), words),
         fields=refclip.fields_of,
         bfloat16=True,
+        compiled=("fusion",),
         masks=False,
         recipe=_refclip_recipe,
     ),
-    "apl": Method(build=APL, fields=apl.fields_of, words=prompt_words, masks=False, recipe=_apl_recipe),
+    "apl": Method(
+        build=APL, fields=apl.fields_of, words=prompt_words, compiled=("fusion",), masks=False, recipe=_apl_recipe
+    ),
     "tris-c": Method(
         build=TRIS,
         fields=tris.fields_of,

@@ -28,6 +28,7 @@ from ..shards.lock import only_writer, refuse_if_held
 from ..shards.store import Store
 from . import checkpoint
 from .batch import Batch
+from .compiling import compile_parts
 from .config import TrainConfig
 from .events import FOLDER, Events, require_tensorboard
 from .interrupts import Interrupted, stop_requests
@@ -169,6 +170,7 @@ def train(
             if ranks.first:
                 tell(f"{run.path}: all {state.epoch} epochs are done. {next_step(run.path)}")
             return run
+        compile_parts(state.net, method.compiled, settings.compile)
         with ranks.all_or_none():
             if ranks.first:
                 covered = [table.summary] if table else []
@@ -325,6 +327,8 @@ def _open_run(
         **code_facts(method_of(settings.method)),
         **lessons.facts,
     }
+    if settings.compile != "off":
+        facts["compile"] = settings.compile
     if settings.negatives == "local" and ranks.together:  # then, and only then, their number changes the loss
         facts["negatives"] = f"local, {ranks.size} ranks"
     out = settings.out

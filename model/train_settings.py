@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..shards.errors import ConfigError
+from .compiling import Compiler, check_compiler
 from .config import ModelConfig, TrainConfig
 from .methods import method_of
 from .precision import Precision, check_precision
@@ -36,6 +37,8 @@ class TrainSettings:
     """A torch device; "auto" is the GPU where there is one."""
     precision: Precision = "auto"
     """Of a step's products, see precision.py; "auto" is bfloat16 on a GPU that has it."""
+    compile: Compiler = "off"
+    """Whether the modules that compute maps are compiled, see compiling.py."""
     negatives: Literal["gathered", "local"] = "gathered"
     """On several ranks, whether a text is contrasted with the images of the whole batch or of its rank alone."""
     checkpoint_minutes: float = 10
@@ -52,6 +55,9 @@ class TrainSettings:
         check_precision(self.precision)
         if self.precision == "bfloat16" and not method_of(self.method).bfloat16:
             raise ConfigError(f"precision={self.precision!r}: {self.method} is trained in float32 alone; leave it out.")
+        check_compiler(self.compile)
+        if self.compile != "off" and not method_of(self.method).compiled:
+            raise ConfigError(f"compile={self.compile!r}: {self.method} is not compiled; leave it out.")
         if self.features not in PLACES:
             raise ConfigError(f"features={self.features!r} is not known; choose one of {', '.join(PLACES)}.")
         if self.train.sampling == "images" and not method_of(self.method).shares_images:

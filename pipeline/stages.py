@@ -6,7 +6,7 @@ knowing (versions, device, where the weights came from) is recorded beside it.
 """
 
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -303,8 +303,13 @@ def shares_pass(stage: Stage, config: PipelineConfig) -> bool:
 
 def load_encoder(stage: Stage, config: PipelineConfig, device: str, *, shared: bool = False) -> Encoder:
     """The stage's frozen network with its weights, on `device`; shared: that of this stage and the one it shares."""
+    return encoder_class(stage, shared=shared)(config, device)
+
+
+def encoder_class(stage: Stage, *, shared: bool = False) -> Callable[[PipelineConfig, str], Encoder]:
+    """What makes the network out of its settings and a device; the libraries it needs are imported."""
     module, _, name = (stage.shared_encoder if shared else stage.encoder).partition(":")
-    return getattr(importlib.import_module(f".encoders.{module}", __package__), name)(config, device)
+    return getattr(importlib.import_module(f".encoders.{module}", __package__), name)
 
 
 def versions() -> dict[str, str]:

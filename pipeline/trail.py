@@ -15,7 +15,7 @@ from ..shards.sidecar import shard_name
 STALL_S = 600.0
 """Longest that a worker may take for one step: loading a network, or reading and encoding a batch."""
 START_S = 300.0
-"""Longest that it may take to its first one, where that is more: a process starts and imports torch."""
+"""Longest that it may take to its first one, where that is more: a process starts and imports its libraries."""
 
 
 class Trail:

@@ -32,7 +32,7 @@ from ..shards.writer import Record, write_shard
 from .attempts import Attempts
 from .images import Photo
 from .overlap import BadImageError, Stopwatch, Writing, read_ahead
-from .stages import Encoder, Stage, columns_read, load_encoder, stage_named
+from .stages import Encoder, Stage, columns_read, encoder_class, stage_named
 from .tasks import ImageRow, Outcome, ShardDone, ShardFailed, ShardTask, StatisticsTask
 from .trail import Trail, images_in, read_trail
 
@@ -92,12 +92,14 @@ class Worker:
         beside = task.beside
         key = f"{task.fingerprint} {beside.fingerprint if beside else ''}"
         if self._kept is None or self._kept[0] != key:
+            last = beside or task  # of two stages in one pass the later reads the columns of both
+            stage = stage_named(last.stage)
+            make = encoder_class(stage, shared=beside is not None)  # imports for seconds, which is still starting
             trail.at("load")
             faults.point("load", task.stage)
             self._kept = None  # the network before goes first, for its memory
-            last = beside or task  # of two stages in one pass the later reads the columns of both
-            encoder = load_encoder(stage_named(last.stage), task.config, self._device, shared=beside is not None)
-            self._kept = key, encoder, InputColumns(last, columns_read(stage_named(last.stage), task.config))
+            encoder = make(task.config, self._device)
+            self._kept = key, encoder, InputColumns(last, columns_read(stage, task.config))
         _, encoder, columns = self._kept
         without = columns.skipped(task.shard)  # nothing can be made of what an input does not have
         skipped = {row.key: without[row.key] for row in task.images if row.key in without} | dict(task.skipped)

@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from weakmcn.model.batch import Batch
+from weakmcn.model.compiling import compile_parts
+from weakmcn.model.methods import method_of
 from weakmcn.model.precision import computing_in
 from weakmcn.model.weakmcn import Losses, WeakMCN
 
@@ -158,3 +160,20 @@ def test_a_step_in_bfloat16_is_nearly_that_in_float32_and_its_losses_are_float32
         torch.testing.assert_close(half, full, rtol=0.02, atol=0.02, msg=term.name)
     assert not torch.equal(found[0].total, found[1].total)
     assert torch.cosine_similarity(*gradients, dim=0) > 0.99
+
+
+# Compiled
+
+
+def test_what_is_compiled_is_traced_whole_and_gives_the_same_losses_and_gradients() -> None:
+    """Of a compiler that only traces, forward and backward: generating code takes two minutes more."""
+    net, batch = network(dropout=0.0), make_batch()
+    other = copy.deepcopy(net)
+    compile_parts(other, method_of("weakmcn").compiled, "aot_eager")
+    breaks = torch._dynamo.utils.counters["graph_break"].total()
+    found, truth = (step(each, lambda each=each: each.losses(batch, 12)) for each in (other, net))
+    assert torch._dynamo.utils.counters["graph_break"].total() == breaks
+    assert torch._dynamo.utils.counters["stats"]["calls_captured"] > 200
+    assert distance(found.total, truth.total) <= EXACT
+    assert distance(gradient(other), gradient(net)) <= EXACT
+    assert other.state_dict().keys() == net.state_dict().keys()

@@ -12,6 +12,7 @@ from weakmcn.model.evaluate import evaluate_run
 from weakmcn.model.run import Run
 from weakmcn.model.samples import training_samples
 from weakmcn.model.train import train
+from weakmcn.shards import faults
 from weakmcn.shards.errors import ConfigError, InputError
 from weakmcn.shards.store import Store
 
@@ -65,6 +66,21 @@ def test_a_precision_that_the_method_or_the_program_does_not_know_is_refused(sto
         settings(store, tmp_path / "run", precision="half")
     with pytest.raises(ConfigError, match="precision='bfloat16': apl is trained in float32 alone"):
         settings(store, tmp_path / "run", precision="bfloat16", method="apl")
+
+
+def test_a_run_keeps_its_compiler_and_an_unknown_one_is_refused(store: Path, tmp_path: Path) -> None:
+    faults.arm("raise@step:0")  # before anything is compiled
+    try:
+        with pytest.raises(RuntimeError, match="raise@step:0"):
+            train(settings(store, tmp_path / "run", compile="inductor"))
+    finally:
+        faults.arm("")
+    with pytest.raises(ConfigError, match="compile='inductor', this command says None"):
+        train(settings(store, tmp_path / "run"))
+    with pytest.raises(ConfigError, match="compile='jit' is not known; choose off, inductor, graphs"):
+        settings(store, tmp_path / "run", compile="jit")
+    with pytest.raises(ConfigError, match="compile='graphs': tris-c is not compiled; leave it out"):
+        settings(store, tmp_path / "run", compile="graphs", method="tris-c")
 
 
 def test_the_run_folder_is_self_contained(undisturbed: Run, store: Path) -> None:
