@@ -165,6 +165,7 @@ def test_a_step_in_bfloat16_is_nearly_that_in_float32_and_its_losses_are_float32
 # Compiled
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch asks
 def test_what_is_compiled_is_traced_whole_and_gives_the_same_losses_and_gradients() -> None:
     """Of a compiler that only traces, forward and backward: generating code takes two minutes more."""
     net, batch = network(dropout=0.0), make_batch()
