@@ -15,7 +15,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_masks_are_learned_from_captions_and_follow_them(store: Path, tmp_path: Path) -> None:
-    run = trained(store, tmp_path / "run", localiser(12, 48), "tris-c", steps=300)
+    run = trained(store, tmp_path / "run", localiser(12, 48), "tris-c", steps=200)
     found, swapped, floor = figures(run), figures(run, synthetic.SWAPPED), floors(store)
     assert found["pointm"] >= 0.85
     assert found["res_miou"] >= max(floor["centre"], found["largest"]) + 0.2
@@ -23,7 +23,7 @@ def test_masks_are_learned_from_captions_and_follow_them(store: Path, tmp_path: 
 
 
 def test_from_captions_of_other_images_nothing_is_learned(store: Path, tmp_path: Path) -> None:
-    run = trained(store, tmp_path / "run", localiser(12, 48), "tris-c", steps=300, shuffle_captions=True)
+    run = trained(store, tmp_path / "run", localiser(12, 48), "tris-c", steps=200, shuffle_captions=True)
     found, floor = figures(run), floors(store)
     assert found["res_miou"] <= floor["centre"] + 0.1
     assert found["pointm"] <= 0.35

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from .soak.fuzz import Victim, fuzz
 
-MUTATIONS = 3000
+MUTATIONS = 1500
 
 
-def test_3000_mutations_of_shards_and_records_are_refused_or_do_not_matter(tmp_path: Path) -> None:
+def test_1500_mutations_of_shards_and_records_are_refused_or_do_not_matter(tmp_path: Path) -> None:
     done = fuzz(Victim(tmp_path / "store"), mutations=MUTATIONS, seed=0)
     assert done.faults == []
     assert done.refused + done.equal == MUTATIONS
