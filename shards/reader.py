@@ -37,6 +37,8 @@ PACKED_MASKS = "masks.bits"
 ACCESS = ("auto", "mmap", "direct")
 THREADS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 """That copy together; more than a few only share the memory's speed."""
+MASKS_SHARE = 16
+"""What part of the memory that is available expanded masks may take; eight ranks of a machine then leave half of it."""
 DIRECT_THREADS = 4
 """At least so many reads past the page cache are under way together, whatever the number of cores: they mostly wait."""
 
@@ -80,7 +82,7 @@ class Reader:
         self.access, self.why = self._chosen(access, keys)
         """How the tars are read, "mmap" or "direct", and why, in words for the user."""
         self._source = Direct() if self.access == "direct" else self._maps
-        self._unpacked = QuickFrames()
+        self._unpacked = QuickFrames(plain_bytes=(available_bytes() or 0) // MASKS_SHARE)
         self._crew = Crew(threads or (max(THREADS, DIRECT_THREADS) if self.access == "direct" else THREADS))
 
     def gather(

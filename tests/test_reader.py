@@ -249,13 +249,17 @@ def test_a_fault_of_any_thread_is_raised_and_the_crew_goes_on() -> None:
     assert sorted(done) == [0, 1, 2, 3, 4]
 
 
-def test_frames_come_back_as_they_were_until_the_budget_is_spent() -> None:
-    frames = QuickFrames(budget_bytes=1)
-    data = np.random.default_rng(0).integers(0, 2, 5000, dtype=np.uint8)
-    out = np.empty_like(data)
-    assert not frames.fill(7, out)
-    frames.keep(7, data)
-    frames.keep(8, data)
-    assert frames.fill(7, out)
-    np.testing.assert_array_equal(out, data)
-    assert not frames.fill(8, out)
+@pytest.mark.parametrize("plain", [0, 1, 3])
+def test_frames_come_back_as_they_were_until_both_budgets_are_spent(plain: int) -> None:
+    frames = QuickFrames(budget_bytes=1, plain_bytes=5000 * plain + 4999)
+    rows = np.random.default_rng(0).integers(0, 2, (plain + 2, 5000), dtype=np.uint8)
+    out = np.empty_like(rows[0])
+    assert not frames.fill(0, out)
+    for number, row in enumerate(rows):
+        wanted = row.copy()
+        frames.keep(number, row)
+        row[:] = 7  # the caller's again
+        if number <= plain:
+            assert frames.fill(number, out)
+            np.testing.assert_array_equal(out, wanted)
+    assert not frames.fill(plain + 1, out)

@@ -1,7 +1,7 @@
 """SAM ViT-B at 1024 pixels: a photograph through `precompute`, in the memory of a small machine.
 
-A Ray worker takes it; weights are random. Eight photographs by two workers, ViT-L and H, and the time of each: `just bench
-real_sizes`. The paper's networks at their sizes are in test_cached_online.py.
+A Ray worker takes it; weights are random. Eight photographs by two workers, ViT-L and H, and the time of each:
+`just bench real_sizes`. The paper's networks at their sizes are in test_cached_online.py.
 """
 
 from pathlib import Path
