@@ -1,8 +1,8 @@
 """Arrays of bytes kept in memory, as they are or compressed by a codec that expands quickly.
 
 Masks lie in the store as zstd frames, the smallest there are: 6 KB an image of 17 masks. Expanding one takes longer
-than a fifth of copying everything else of the image. An LZ4 frame of the same bytes has 18 KB and expands in half the
-time; the bytes themselves are 368 KB and are copied in a quarter of it (`just bench side`).
+than a fifth of copying everything else of the image. An LZ4 frame of the same bytes has 18 KB and expands in a third
+of the time; the bytes themselves are 368 KB and are copied in a seventh (`just bench side`).
 """
 
 import numpy as np
