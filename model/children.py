@@ -107,11 +107,12 @@ def run_ranks(code: str, orders: Sequence[Mapping[str, Any]], out: Path) -> None
     """
     from .own import files
 
+    known = files()
     children: list[_Child] = []
     with _passing_on(children) as came:
         try:
             for rank, order in enumerate(orders):
-                children.append(_start(rank, code, {**order, "with": files()}, len(orders)))
+                children.append(_start(rank, code, {**order, "with": known}, len(orders)))
             _watch(children)
         finally:
             for child in children:

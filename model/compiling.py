@@ -6,20 +6,12 @@ pays: convolutions are most of a step.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import nn
 
-from ..shards.errors import ConfigError
-
 Compiler = Literal["off", "inductor", "graphs"]
-COMPILERS = ("off", "inductor", "graphs")
-
-
-def check_compiler(name: str) -> None:
-    """ConfigError naming the choices unless it is one."""
-    if name not in COMPILERS:
-        raise ConfigError(f"compile={name!r} is not known; choose {', '.join(COMPILERS)}.")
+COMPILERS: tuple[str, ...] = get_args(Compiler)
 
 
 def compile_parts(net: nn.Module, parts: Sequence[str], compiler: str) -> None:
@@ -29,7 +21,7 @@ def compile_parts(net: nn.Module, parts: Sequence[str], compiler: str) -> None:
     """
     if compiler == "off":
         return
-    how = {"graphs": {"mode": "reduce-overhead"}}.get(compiler, {"backend": compiler})
+    how = {"mode": "reduce-overhead"} if compiler == "graphs" else {"backend": compiler}
     for part in parts:
         module = getattr(net, part)
         if module is not None:

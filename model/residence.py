@@ -75,9 +75,11 @@ class Residence:
 
     def features(self, reader: Reader, keys: Iterable[str], device: torch.device) -> "HostFeatures | DeviceFeatures":
         """Load them, if that is what is to be done."""
-        if self.place == "gpu":
-            return DeviceFeatures(reader, keys, device)
-        return RamFeatures(reader, keys) if self.place == "ram" else reader
+        if self.place == "disk":
+            return reader
+        loaded = DeviceFeatures(reader, keys, device) if self.place == "gpu" else RamFeatures(reader, keys)
+        reader.forget()
+        return loaded
 
 
 def choose(asked: Asked, reader: Reader, keys: Sequence[str], device: torch.device, *, ranks: int = 1) -> Residence:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..shards.errors import ConfigError
-from .compiling import Compiler, check_compiler
+from .compiling import COMPILERS, Compiler
 from .config import ModelConfig, TrainConfig
 from .methods import method_of
 from .precision import Precision, check_precision
@@ -55,7 +55,8 @@ class TrainSettings:
         check_precision(self.precision)
         if self.precision == "bfloat16" and not method_of(self.method).bfloat16:
             raise ConfigError(f"precision={self.precision!r}: {self.method} is trained in float32 alone; leave it out.")
-        check_compiler(self.compile)
+        if self.compile not in COMPILERS:
+            raise ConfigError(f"compile={self.compile!r} is not known; choose {', '.join(COMPILERS)}.")
         if self.compile != "off" and not method_of(self.method).compiled:
             raise ConfigError(f"compile={self.compile!r}: {self.method} is not compiled; leave it out.")
         if self.features not in PLACES:

@@ -82,7 +82,8 @@ class Reader:
         self.access, self.why = self._chosen(access, keys)
         """How the tars are read, "mmap" or "direct", and why, in words for the user."""
         self._source = Direct() if self.access == "direct" else self._maps
-        self._unpacked = QuickFrames(plain_bytes=(available_bytes() or 0) // MASKS_SHARE)
+        plain_bytes = (available_bytes() or 0) // MASKS_SHARE if PACKED_MASKS in self.columns else 0
+        self._unpacked = QuickFrames(plain_bytes=plain_bytes)
         self._crew = Crew(threads or (max(THREADS, DIRECT_THREADS) if self.access == "direct" else THREADS))
 
     def gather(
@@ -116,6 +117,10 @@ class Reader:
             if some:
                 self._crew.do(fill, len(keys))
         return batch
+
+    def forget(self) -> None:
+        """Let go of the expanded masks that are kept for the next time; for those who have them elsewhere now."""
+        self._unpacked = QuickFrames()
 
     def layout(self, keys: Sequence[str], columns: Iterable[str] | None = None) -> Layout:
         """What `gather` would give for these: name -> shape of one image's row, and dtype.

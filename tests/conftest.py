@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray's workers are nice by default; beside other tests on two cores they would be taken for hanging.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
-TOGETHER = ("test_cached_online.py", "test_acceptance.py", "test_own_methods.py")
+TOGETHER = ("test_cached_online.py", "test_own_methods.py")
 """Files whose fixture takes longer than their tests."""
 
 DEMO = ("--images", "64", "--epochs", "2", "--executor", "local", "--seed", "3")

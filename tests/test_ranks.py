@@ -291,24 +291,13 @@ def test_a_signal_saves_the_step_of_all_ranks_and_a_killed_rank_ends_the_others_
 
 
 def test_torchrun_starts_ranks_too(commands: Commands, store: Path, tmp_path: Path) -> None:
-    words = [
-        "--shards",
-        store,
-        "--dataset",
-        DATASET,
-        "--preset",
-        "pocket",
-        "--device",
-        "cpu",
-        "--out",
-        tmp_path / "run",
-    ]
+    words = ["train", "--shards", store, "--dataset", DATASET, "--preset", "pocket", "--device", "cpu", *spelt()]
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     ranks = [
         commands.begin(
-            *("train", *words, *spelt()),
+            *(*words, "--out", tmp_path / "run"),
             folder=tmp_path,
-            environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(2)
     ]

@@ -263,3 +263,12 @@ def test_frames_come_back_as_they_were_until_both_budgets_are_spent(plain: int) 
             assert frames.fill(number, out)
             np.testing.assert_array_equal(out, wanted)
     assert not frames.fill(plain + 1, out)
+
+
+def test_masks_that_a_reader_kept_and_has_forgotten_are_read_again(paper: Path) -> None:
+    store = Store.open(paper)
+    reader = Reader(store, ["masks.bits"], access="mmap")
+    first, again = (reader.gather(store.keys)["masks.bits"] for _ in range(2))
+    reader.forget()
+    np.testing.assert_array_equal(again, first)
+    np.testing.assert_array_equal(reader.gather(store.keys)["masks.bits"], first)
