@@ -27,8 +27,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray's workers are nice by default; beside other tests on two cores they would be taken for hanging.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
-TOGETHER = ("test_cached_online.py", "test_own_methods.py")
-"""Files whose fixture takes longer than their tests."""
+TOGETHER = ("test_cached_online.py", "test_own_methods.py", "test_walk.py")
+"""Files with a fixture that takes many seconds."""
 
 DEMO = ("--images", "64", "--epochs", "2", "--executor", "local", "--seed", "3")
 """The smallest demo there is a point in: 40 photographs to train on."""
@@ -36,11 +36,13 @@ DEMO = ("--images", "64", "--epochs", "2", "--executor", "local", "--seed", "3")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The order in which tests are given to the processes: first those that fork, in a process that has no other
-    threads yet, then all others; those that start Ray are spread among them, for they take all cores there are.
+    threads yet, then what stays together, then all others; those that start Ray are spread among them, for they take
+    all cores there are.
     """
     forking = [item for item in items if item.path.name == "test_io_faults.py"]
+    long = [item for item in items if item.path.name in TOGETHER]
     ray = [item for item in items if item.get_closest_marker("ray")]
-    apart = {*forking, *ray}
+    apart = {*forking, *long, *ray}
     others = [item for item in items if item not in apart]
     every = max(1, len(others) // max(1, len(ray)))
     spread = []
@@ -48,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if ray and place % every == 0:
             spread.append(ray.pop(0))
         spread.append(item)
-    items[:] = [*forking, *spread, *ray]
+    items[:] = [*forking, *long, *spread, *ray]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:

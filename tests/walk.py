@@ -129,7 +129,7 @@ def terminal(folder: Path) -> Iterator[None]:
 def done(step: Step) -> tuple[int, str]:
     """Exit code of the last command of a step, and all that was printed. The first that fails is the last."""
     if step.until_ctrl_c:
-        return _stopped(step.code)
+        return _own(step.code, _Stopping()) if _is_own(step.code) else _stopped(step.code)
     if step.file is None:
         return typed(step.code)
     Path(step.file).parent.mkdir(parents=True, exist_ok=True)
@@ -158,12 +158,27 @@ def _is_own(line: str) -> bool:
     )
 
 
-def _own(line: str) -> tuple[int, str]:
-    out = io.StringIO()
+def _own(line: str, out: io.StringIO | None = None) -> tuple[int, str]:
+    out = out or io.StringIO()
     sys.argv = shlex.split(line, comments=True)
     with redirect_stdout(out), redirect_stderr(out):
         status = main()
     return status, out.getvalue()
+
+
+class _Stopping(io.StringIO):
+    """A terminal in which Ctrl-C is typed behind a line with an address; what is said after that is left out."""
+
+    told = False
+
+    def write(self, text: str) -> int:
+        if self.told:
+            return len(text)
+        super().write(text)
+        self.told = "http://" in text
+        if self.told:
+            raise KeyboardInterrupt
+        return len(text)
 
 
 def _shell(line: str) -> tuple[int, str]:
