@@ -16,7 +16,7 @@ from weakmcn.model.methods import METHODS
 from weakmcn.pipeline import config as pipeline_config
 from weakmcn.shards.store import Store
 
-from .pages import PAGES, ROOT, codes, command_of, commands, options, said, shell_lines
+from .pages import PAGES, ROOT, blocks, codes, command_of, commands, options, said, shell_lines
 
 DOCS = ROOT / "docs"
 RUN = {("store.md", "webdataset")}
@@ -94,6 +94,13 @@ def test_every_relative_link_leads_to_a_file_and_a_heading_that_are_there(page: 
         if not target.exists() or ROOT not in target.parents or (anchor and anchor not in map(slug, headings)):
             lost.append(link)
     assert lost == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_command_is_read_whole_without_scrolling(page: Path) -> None:
+    """88 columns are what the site and a browser at 1,280 pixels leave. README's first line is copied, not read."""
+    lines = [line for block in blocks(page.read_text("utf-8"), "sh") for line in block.splitlines()]
+    assert [line for line in lines if len(line) > 88 and not line.startswith("python3 -m venv")] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
