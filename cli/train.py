@@ -175,7 +175,8 @@ def train(
 
 def dataset_in(store: "Store", name: str) -> str:
     """The data set of the store that is meant; ConfigError if it is none of them, with the nearest."""
-    from ..pipeline.datasets import ALIASES, did_you_mean
+    from ..pipeline.datasets import ALIASES
+    from ..shards.choices import did_you_mean
     from ..shards.errors import ConfigError
 
     meant = ALIASES.get(name, name)

@@ -9,8 +9,8 @@ what these have by mistake put right (quirk 29).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
+from ..shards.choices import not_known, require_one_of
 from ..shards.errors import ConfigError
 
 BANKS = ("dino", "sam", "clip", "extra")
@@ -26,11 +26,6 @@ SCHEDULES = ("cosine", "poly")
 def _require(holds: bool, what: str) -> None:
     if not holds:
         raise ConfigError(what)
-
-
-def require_one_of(name: str, value: str, choices: Sequence[str]) -> None:
-    """ConfigError unless the value of a setting is one of those there are."""
-    _require(value in choices, f"{name}={value!r} is not known; choose one of {', '.join(choices)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,9 +198,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
         _require(self.epochs >= 1, f"epochs={self.epochs} must be at least 1.")
-        _require(
-            self.sampling in SAMPLINGS, f"sampling={self.sampling!r} is not known; choose {' or '.join(SAMPLINGS)}."
-        )
+        require_one_of("sampling", self.sampling, SAMPLINGS)
         _require(self.batch >= 2, f"batch={self.batch} must be at least 2: the loss contrasts images of a batch.")
         for name in ("lr", "clip_norm", "eps"):
             _require(0 < getattr(self, name) < math.inf, f"{name}={getattr(self, name)} must be positive and finite.")
@@ -313,9 +306,7 @@ PRESETS = tuple(_PRESETS)
 
 def _find(name: str) -> tuple[ModelConfig, TrainConfig]:
     if name not in _PRESETS:
-        near = get_close_matches(name.lower().replace("_", "-"), PRESETS, n=1)
-        hint = f"Did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"There is no preset {name!r}. {hint}Presets: {', '.join(PRESETS)}.")
+        raise not_known(f"preset {name!r}", name.lower().replace("_", "-"), PRESETS)
     return _PRESETS[name]
 
 

@@ -11,16 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..shards.errors import ConfigError
-
 Precision = Literal["auto", "float32", "bfloat16"]
 PRECISIONS = ("auto", "float32", "bfloat16")
-
-
-def check_precision(name: str) -> None:
-    """ConfigError naming the choices unless it is one."""
-    if name not in PRECISIONS:
-        raise ConfigError(f"precision={name!r} is not known; choose {', '.join(PRECISIONS)}.")
 
 
 def settled(name: str, device: torch.device) -> str:

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..shards.choices import require_one_of
 from ..shards.errors import ConfigError
 from .compiling import COMPILERS, Compiler
 from .config import ModelConfig, TrainConfig
 from .methods import method_of
-from .precision import Precision, check_precision
+from .precision import PRECISIONS, Precision
 from .references import FIRST_SPLIT
 from .residence import PLACES, Asked
 
@@ -52,20 +53,17 @@ class TrainSettings:
         for name in ("store", "out", "words", "first_stage"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
-        check_precision(self.precision)
+        require_one_of("precision", self.precision, PRECISIONS)
+        require_one_of("compile", self.compile, COMPILERS)
+        require_one_of("features", self.features, PLACES)
+        require_one_of("negatives", self.negatives, ("gathered", "local"))
         if self.precision == "bfloat16" and not method_of(self.method).bfloat16:
             raise ConfigError(f"precision={self.precision!r}: {self.method} is trained in float32 alone; leave it out.")
-        if self.compile not in COMPILERS:
-            raise ConfigError(f"compile={self.compile!r} is not known; choose {', '.join(COMPILERS)}.")
         if self.compile != "off" and not method_of(self.method).compiled:
             raise ConfigError(f"compile={self.compile!r}: {self.method} is not compiled; leave it out.")
-        if self.features not in PLACES:
-            raise ConfigError(f"features={self.features!r} is not known; choose one of {', '.join(PLACES)}.")
         if self.train.sampling == "images" and not method_of(self.method).shares_images:
             raise ConfigError(
                 f"sampling='images': {self.method} sees an image once in a batch; leave train.sampling out."
             )
-        if self.negatives not in ("gathered", "local"):
-            raise ConfigError(f"negatives={self.negatives!r} is not known; choose gathered or local.")
         if self.log_steps < 1:
             raise ConfigError(f"log_steps={self.log_steps} must be at least 1.")

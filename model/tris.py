@@ -23,10 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..shards.choices import require_one_of
 from ..shards.errors import ConfigError
 from . import calibration
 from .batch import Batch
-from .config import BANKS, ModelConfig, TrainConfig, preset, require_one_of
+from .config import BANKS, ModelConfig, TrainConfig, preset
 from .mask_answers import MaskPredictions, decided
 from .ranks import ALONE, Ranks
 from .slots import sine_places

@@ -25,9 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..shards.choices import require_one_of
 from ..shards.errors import ConfigError
 from .batch import Batch
-from .config import ModelConfig, TrainConfig, preset, require_one_of
+from .config import ModelConfig, TrainConfig, preset
 from .losses import unpack_bits
 from .mask_answers import MaskPredictions, decided
 from .ranks import ALONE, Ranks

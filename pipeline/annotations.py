@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..shards.choices import did_you_mean
 from ..shards.errors import AnnotationError, ImageError, InputError
-from .datasets import DATASETS, DatasetSpec, count_warnings, did_you_mean, find_dataset
+from .datasets import DATASETS, DatasetSpec, count_warnings, find_dataset
 from .references import Reference, file_name_fault, is_blank
 from .simrec import read_simrec, simrec_file
 from .sources import clip, is_whole, parse_json, read_source

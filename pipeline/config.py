@@ -4,9 +4,9 @@ The pocket world and the published networks differ here and nowhere else. Every 
 `statistics_file` is part of a stage's fingerprint; of a checkpoint the SHA-256 of the file is, never its path.
 """
 
-import difflib
 from dataclasses import dataclass, field, replace
 
+from ..shards.choices import not_known, require_one_of
 from ..shards.codec import check_codec
 from ..shards.errors import ConfigError
 
@@ -64,8 +64,7 @@ class DinoConfig:
     batch: int = 16
 
     def __post_init__(self) -> None:
-        if self.position_resampling not in ("meta", "size"):
-            raise ConfigError(f"position_resampling={self.position_resampling!r} is not known; choose meta or size.")
+        require_one_of("dino.position_resampling", self.position_resampling, ("meta", "size"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +92,7 @@ class SamConfig:
     """Boxes decoded in one call."""
 
     def __post_init__(self) -> None:
-        if self.family not in ("sam", "efficient_sam"):
-            raise ConfigError(f"sam.family={self.family!r} is not known; choose sam or efficient_sam.")
+        require_one_of("sam.family", self.family, ("sam", "efficient_sam"))
         if self.image_px % self.patch_px:
             below = self.image_px // self.patch_px * self.patch_px
             raise ConfigError(f"sam.image_px={self.image_px} is no multiple of patch_px={self.patch_px}; try {below}.")
@@ -281,6 +279,4 @@ def preset(name: str) -> PipelineConfig:
     """The settings called `name`. Raises ConfigError, with the nearest name, for an unknown one."""
     if name in PRESETS:
         return PRESETS[name]
-    near = difflib.get_close_matches(name, PRESETS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(PRESETS)}."
-    raise ConfigError(f"preset {name!r} is not known; {hint}")
+    raise not_known(f"preset {name!r}", name, PRESETS)

@@ -6,10 +6,10 @@ Sources: the papers' and mirrors' tables; `refcocog` in papers means the umd or 
 its own name.
 """
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from ..shards.choices import did_you_mean
 from ..shards.errors import InputError
 from .references import Reference
 
@@ -151,13 +151,7 @@ def find_dataset(name: str) -> DatasetSpec:
     if spec is not None:
         return spec
     known = [*DATASETS, *ALIASES]
-    raise InputError(f"data set {name!r} is not known{did_you_mean(name, known)}; choose from {', '.join(known)}.")
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ ", did you mean 'x'?" for the nearest known name, "" where none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f", did you mean {near[0]!r}?" if near else ""
+    raise InputError(f"data set {name!r} is not known{did_you_mean(name, known)}; choose one of {', '.join(known)}.")
 
 
 def count(references: Iterable[Reference]) -> dict[str, Counts]:

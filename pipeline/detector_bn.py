@@ -10,6 +10,7 @@ and photographs are added to it later.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..shards.choices import not_known
 from ..shards.errors import ConfigError, InputError
 from ..shards.layout import references_path
 from .config import PipelineConfig, Statistics, with_statistics
@@ -36,7 +37,7 @@ def check_choice(
     if choice is None:
         return
     if choice not in CHOICES:
-        raise ConfigError(f"--detector-bn {choice!r} is not known; choose {' or '.join(CHOICES)}.")
+        raise not_known(f"--detector-bn {choice!r}", choice, CHOICES)
     if "detect" not in [stage.name for stage in stages]:
         raise ConfigError("--detector-bn is about the stage detect; name it among --stages too.")
     if choice == "frozen":

@@ -15,7 +15,8 @@ from pathlib import Path
 from rich.console import Console
 
 from ..shards.atomic import sweep, write_json
-from ..shards.errors import ImageError, InputError
+from ..shards.choices import not_known
+from ..shards.errors import ImageError
 from ..shards.family import STAGE_FILE, Family
 from ..shards.layout import (
     IMAGES_FILE,
@@ -104,7 +105,7 @@ def precompute(
     store, data = Path(store), Path(data)
     console = console or Console(stderr=True)
     if executor not in EXECUTORS:
-        raise InputError(f"executor {executor!r} is not known; choose {' or '.join(EXECUTORS)}.")
+        raise not_known(f"executor {executor!r}", executor, EXECUTORS)
     refuse_foreign(store)
     if (store / STORE_FILE).exists():
         require_side(store, config.side_px)  # told of the store, not of a dry run's copy

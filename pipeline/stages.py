@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..shards.choices import not_known
 from ..shards.columns import FAMILIES, Field
 from ..shards.errors import CheckpointError, ConfigError
 from ..shards.fingerprint import file_sha256, fingerprint, short
@@ -129,7 +130,7 @@ def stage_named(name: str) -> Stage:
     for stage in STAGES:
         if stage.name == name:
             return stage
-    raise ConfigError(f"stage {name!r} is not known; choose from {', '.join(stage.name for stage in STAGES)}, or all.")
+    raise not_known(f"stage {name!r}", name, [*(stage.name for stage in STAGES), "all"])
 
 
 def chosen_stages(names: Sequence[str] | None, present: Iterable[str] = ()) -> tuple[Stage, ...]:

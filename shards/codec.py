@@ -19,8 +19,9 @@ import numpy as np
 import pyarrow as pa
 from pycocotools import mask as coco_mask
 
+from .choices import not_known
 from .columns import Field
-from .errors import ConfigError, DamagedShardError, StageError
+from .errors import DamagedShardError, StageError
 
 CODECS = ("f16", "bf16", "u8", "f32")
 
@@ -35,7 +36,7 @@ _PARTS: dict[str, dict[str, str]] = {
 def check_codec(codec: str) -> str:
     """The codec itself, or ConfigError naming those that exist."""
     if codec not in CODECS:
-        raise ConfigError(f"codec {codec!r} is not known; choose one of {', '.join(CODECS)}.")
+        raise not_known(f"codec {codec!r}", codec, CODECS)
     return codec
 
 

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from .choices import require_one_of
 from .codec import decode, stored_members, unpack_masks
 from .columns import field_of
 from .crew import Crew
 from .direct import Direct, is_possible
-from .errors import ConfigError, DamagedShardError, StoreError
+from .errors import DamagedShardError, StoreError
 from .maps import Mapped
 from .member import Location, Member
 from .memory import available_bytes
@@ -62,8 +63,7 @@ class Reader:
         threads: int | None = None,
     ) -> None:
         """keys: the images that will be read, for `auto`; all of them if None. threads: that fill a batch together."""
-        if access not in ACCESS:
-            raise ConfigError(f"access={access!r} is not known; choose one of {', '.join(ACCESS)}.")
+        require_one_of("access", access, ACCESS)
         if absent := [name for name in columns if name not in store.columns]:
             command = refill(store.path, stages=with_inputs(name.partition(".")[0] for name in absent))
             raise StoreError(f"{store.path} has no column {', '.join(map(repr, absent))}; make it: {command}")

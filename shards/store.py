@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from .choices import not_known
 from .columns import FAMILIES, Field, column
-from .errors import ConfigError, DamagedShardError, StoreError
+from .errors import DamagedShardError, StoreError
 from .family import Family, family_name
 from .geometry import Letterbox
 from .layout import (
@@ -256,7 +257,7 @@ class Store:
     def _unknown(self, stages: Sequence[str], keys: Iterable[str]) -> list[str]:
         """Those of `keys` that were never indexed; ConfigError for a stage that there is not."""
         if wrong := [stage for stage in stages if stage not in FAMILIES]:
-            raise ConfigError(f"stage {wrong[0]!r} is not known; there are {', '.join(FAMILIES)}.")
+            raise not_known(f"stage {wrong[0]!r}", wrong[0], FAMILIES)
         indexed = self.digests.keys() | skipped_photos(self.images).keys()
         return [key for key in keys if key not in indexed]
 

@@ -317,7 +317,7 @@ def test_training_photographs_have_to_be_there_and_may_be_there_from_before(worl
 
 
 def test_a_choice_that_cannot_be_is_refused(world: World, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'warm' is not known; choose frozen or reestimate"):
+    with pytest.raises(ConfigError, match="'warm' is not known; choose one of frozen, reestimate"):
         world.run(tmp_path / "store", detector_bn="warm")
     with pytest.raises(ConfigError, match="about the stage detect; name it among --stages too"):
         world.run(tmp_path / "store", detector_bn="reestimate", stages=["dino"])

@@ -105,7 +105,10 @@ def test_the_pocket_recipe_fits_the_pocket_store() -> None:
 
 def test_a_method_that_does_not_exist_is_refused_with_those_that_do() -> None:
     for find in (method_of, lambda name: recipe(name, "refcoco")):
-        with pytest.raises(ConfigError, match="method 'refclap' is not known; choose one of weakmcn, refclip, apl"):
+        with pytest.raises(
+            ConfigError,
+            match=r"method 'refclap' is not known, did you mean 'refclip'\?; choose one of weakmcn, refclip, apl",
+        ):
             find("refclap")
 
 

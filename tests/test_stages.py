@@ -117,7 +117,9 @@ def test_the_default_stages_are_all_but_clip_unless_the_store_has_it() -> None:
     assert chosen_stages(None, present=["clip"]) == SHIPPED == chosen_stages(["all"])
     assert [stage.name for stage in chosen_stages(["masks", "sam"])] == ["sam", "masks"]
     assert [stage.name for stage in with_inputs([stage_named("masks")])] == ["detect", "sam", "masks"]
-    with pytest.raises(ConfigError, match="'mask' is not known; choose from detect, dino, sam, masks, clip"):
+    with pytest.raises(
+        ConfigError, match=r"'mask' is not known, did you mean 'masks'\?; choose one of detect, dino, sam, masks, clip"
+    ):
         chosen_stages(["mask"])
 
 

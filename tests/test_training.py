@@ -62,7 +62,7 @@ def test_in_bfloat16_the_state_stays_in_float32_and_a_run_keeps_its_precision(st
 
 
 def test_a_precision_that_the_method_or_the_program_does_not_know_is_refused(store: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="precision='half' is not known; choose auto, float32, bfloat16"):
+    with pytest.raises(ConfigError, match="precision='half' is not known; choose one of auto, float32, bfloat16"):
         settings(store, tmp_path / "run", precision="half")
     with pytest.raises(ConfigError, match="precision='bfloat16': apl is trained in float32 alone"):
         settings(store, tmp_path / "run", precision="bfloat16", method="apl")
@@ -77,7 +77,7 @@ def test_a_run_keeps_its_compiler_and_an_unknown_one_is_refused(store: Path, tmp
         faults.arm("")
     with pytest.raises(ConfigError, match="compile='inductor', this command says None"):
         train(settings(store, tmp_path / "run"))
-    with pytest.raises(ConfigError, match="compile='jit' is not known; choose off, inductor, graphs"):
+    with pytest.raises(ConfigError, match="compile='jit' is not known; choose one of off, inductor, graphs"):
         settings(store, tmp_path / "run", compile="jit")
     with pytest.raises(ConfigError, match="compile='graphs': tris-c is not compiled; leave it out"):
         settings(store, tmp_path / "run", compile="graphs", method="tris-c")
