@@ -1,10 +1,12 @@
 """TRIS-C learns masks from captions, on a quick version of the acceptance set; `just acceptance` runs all checks."""
 
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from . import synthetic
+from .acceptance import exact
 from .acceptance.settings import figures, floors, localiser, trained
 
 
@@ -27,3 +29,10 @@ def test_from_captions_of_other_images_nothing_is_learned(store: Path, tmp_path:
     found, floor = figures(run), floors(store)
     assert found["res_miou"] <= floor["centre"] + 0.1
     assert found["pointm"] <= 0.35
+
+
+@pytest.mark.parametrize("method", exact.FILES)
+def test_the_tests_that_stand_for_a_check_are_there(method: str) -> None:
+    for test in chain(*exact.tests_of(method).values()):
+        file, _, name = test.partition("::")
+        assert f"def {name}(" in (exact.TESTS / file).read_text("utf-8"), test

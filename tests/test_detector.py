@@ -1,14 +1,18 @@
-"""The detector's boxes and candidates, worked by hand on maps of a few cells (method sections 5 and 7)."""
+"""The detector: its published weights; boxes and candidates by hand on maps of a few cells (method sections 5, 7)."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from weakmcn.pipeline.encoders.yolov3 import Head, candidate_cells, prompt_boxes
+from weakmcn.pipeline.encoders.yolov3 import DetectEncoder, Head, YOLOv3, candidate_cells, prompt_boxes
 from weakmcn.pipeline.images import Photo
 from weakmcn.shards.geometry import Letterbox
+
+from .published import FACTS, POCKET, photo, shapes
 
 
 def silent_head(stride_px: int = 32, side_px: int = 416) -> Head:
@@ -147,3 +151,30 @@ def test_masks_are_asked_for_with_the_surest_box_cut_to_the_photo(
     prompts = prompt_boxes(photo, boxes)
     assert prompts.dtype == np.float32
     assert prompts.tolist() == expected
+
+
+def test_the_detector_has_the_published_keys_shapes_and_size() -> None:
+    with torch.device("meta"):
+        net = YOLOv3()
+    assert shapes(net) == FACTS["yolov3"]
+    assert sum(parameter.numel() for parameter in net.parameters()) == 75_554_428
+    with torch.device("meta"):
+        assert shapes(YOLOv3(classes=100)) == FACTS["yolov3"] | FACTS["yolov3_referit100"]
+
+
+@pytest.mark.parametrize("module", ["", "module."])
+def test_a_checkpoint_of_a_whole_system_gives_its_own_detector(module: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = YOLOv3(POCKET.detect.width, POCKET.detect.classes, POCKET.side_px)
+    bare, whole = tmp_path / "yolov3.pth", tmp_path / "det_best.pth"
+    state = net.state_dict()
+    torch.save(state, bare)
+    inside = {f"{module}visual_encoder.{key}": value for key, value in state.items()}
+    others = {f"{module}lang_encoder.lstm.bias_ih_l0": torch.zeros(3), f"{module}linear_vs.bias": torch.zeros(3)}
+    torch.save({"epoch": 3, "state_dict": inside | others, "optimizer": {}, "scheduler": {}, "lr": 1e-4}, whole)
+
+    records = []
+    for checkpoint in (bare, whole):
+        config = replace(POCKET, detect=replace(POCKET.detect, checkpoint=str(checkpoint), batch=1))
+        records += DetectEncoder(config, "cpu").encode([photo(60, 90, POCKET.side_px)], [{}])
+    assert all(np.array_equal(records[0][field], records[1][field]) for field in records[0])

@@ -1,13 +1,14 @@
 """`weakmcn presets`: every value there is, and where it comes from."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 from weakmcn.cli.presets import ABOUT, checkpoints_of, values_of
 from weakmcn.model import config as model_config
 from weakmcn.pipeline import config as pipeline_config
+from weakmcn.shards.errors import ConfigError
 
 NAMES = list(dict.fromkeys([*model_config.PRESETS, *pipeline_config.PRESETS]))
 
@@ -77,3 +78,24 @@ def test_a_name_that_does_not_exist_is_answered_with_the_nearest(run) -> None:
     ended = run("presets", "refcco")
     assert (ended.status, ended.out) == (2, "")
     assert "did you mean 'refcoco'?" in ended.err
+
+
+def test_presets_name_the_papers_networks_and_their_replacements() -> None:
+    paper = {"refcoco", "refcoco+", "refcocog"}
+    assert set(pipeline_config.PRESETS) == paper | {f"{name}-small" for name in paper} | {
+        "pocket",
+        "sam-b",
+        "sam-l",
+        "sam-h",
+        "dinov3",
+    }
+    assert {pipeline_config.PRESETS[name].sam.embed_dim for name in paper} == {192}
+    assert all(pipeline_config.PRESETS[f"{name}-small"].sam.embed_dim == 384 for name in paper)
+    assert pipeline_config.preset("sam-h").sam.mask_inputs == ("detect.boxes",)
+    assert pipeline_config.preset("dinov3").dino.input_px == pipeline_config.preset("dinov3").side_px
+    with pytest.raises(ConfigError, match="did you mean 'refcoco-small'"):
+        pipeline_config.preset("refcoco_small")
+    with pytest.raises(ConfigError, match="choose one of meta, size"):
+        replace(pipeline_config.preset("refcoco").dino, position_resampling="bilinear")
+    with pytest.raises(ConfigError, match="choose one of sam, efficient_sam"):
+        replace(pipeline_config.preset("refcoco").sam, family="sam2")

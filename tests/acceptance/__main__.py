@@ -22,8 +22,8 @@ from . import exact, shatter, tris
 from .settings import Check
 
 PARTS = {
-    "tris": lambda folder: chain(exact.checks("TRIS-C", "test_tris.py", exact.TRIS), tris.checks(folder)),
-    "sag": lambda folder: chain(exact.checks("SaG-C", "test_shatter.py", exact.SAG), shatter.checks(folder)),
+    "tris": lambda folder: chain(exact.checks("TRIS-C"), tris.checks(folder)),
+    "sag": lambda folder: chain(exact.checks("SaG-C"), shatter.checks(folder)),
 }
 
 
