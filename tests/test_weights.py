@@ -2,10 +2,8 @@
 
 import argparse
 import hashlib
-import io
 import os
 import re
-import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +24,7 @@ from weakmcn.pipeline.encoders.weights import examine, frozen, load_state, load_
 from weakmcn.pipeline.encoders.yolov3 import YOLOv3
 from weakmcn.shards.errors import CheckpointError
 
+from .faults.weights import torch_file, zipped
 from .tiny import write_data
 
 STATE = {"a.weight": torch.arange(3000.0), "a.bias": torch.ones(2, 3)}
@@ -41,20 +40,6 @@ class Payload:
         return os.mkdir, (str(self.victim),)
 
 
-def torch_bytes(content: object, *, legacy: bool = False) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(content, buffer, _use_new_zipfile_serialization=not legacy)
-    return buffer.getvalue()
-
-
-def zipped(files: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return buffer.getvalue()
-
-
 def safetensors_bytes(tmp_path: Path) -> bytes:
     save_file(STATE, tmp_path / "made.safetensors")
     return (tmp_path / "made.safetensors").read_bytes()
@@ -66,12 +51,12 @@ def in_meta(build: Callable[[], nn.Module]) -> dict[str, Tensor]:
 
 
 CONTAINERS: dict[str, Callable[[Path], bytes]] = {
-    "torch": lambda _: torch_bytes(STATE),
-    "torch, old format": lambda _: torch_bytes(STATE, legacy=True),
-    "EfficientSAM's wrapper": lambda _: torch_bytes({"model": STATE}),
-    "a training checkpoint": lambda _: torch_bytes({"epoch": 3, "state_dict": STATE, "lr": 1e-4, "optimizer": {}}),
-    "several processes": lambda _: torch_bytes({f"module.{key}": value for key, value in STATE.items()}),
-    "a zip of one": lambda _: zipped({"vits/w.pt": torch_bytes({"model": STATE}), "__MACOSX/vits/._w.pt": b"\0"}),
+    "torch": lambda _: torch_file(STATE),
+    "torch, old format": lambda _: torch_file(STATE, legacy=True),
+    "EfficientSAM's wrapper": lambda _: torch_file({"model": STATE}),
+    "a training checkpoint": lambda _: torch_file({"epoch": 3, "state_dict": STATE, "lr": 1e-4, "optimizer": {}}),
+    "several processes": lambda _: torch_file({f"module.{key}": value for key, value in STATE.items()}),
+    "a zip of one": lambda _: zipped({"vits/w.pt": torch_file({"model": STATE}), "__MACOSX/vits/._w.pt": b"\0"}),
     "safetensors": safetensors_bytes,
 }
 
@@ -100,7 +85,7 @@ def test_a_file_cut_short_anywhere_is_one_clear_line(container: str, tmp_path: P
 
 
 def test_a_flipped_bit_in_a_torch_file_is_found_by_its_checksum(tmp_path: Path) -> None:
-    data = bytearray(torch_bytes(STATE))
+    data = bytearray(torch_file(STATE))
     data[len(data) // 2] ^= 1
     (tmp_path / "flipped.pth").write_bytes(data)
     with pytest.raises(CheckpointError, match="damaged or partial download"):
@@ -111,7 +96,7 @@ def test_a_flipped_bit_in_a_torch_file_is_found_by_its_checksum(tmp_path: Path) 
 @pytest.mark.parametrize("inside", [False, True])
 def test_no_code_in_a_checkpoint_runs(legacy: bool, inside: bool, tmp_path: Path) -> None:
     victim = tmp_path / "ran"
-    data = torch_bytes(STATE | {"payload": Payload(victim)}, legacy=legacy)
+    data = torch_file(STATE | {"payload": Payload(victim)}, legacy=legacy)
     path = tmp_path / "payload.pth"
     path.write_bytes(zipped({"w.pth": data}) if inside else data)
     with pytest.raises(CheckpointError, match=r"refused, it asks for posix.mkdir, .* nothing in it was run"):
@@ -120,7 +105,7 @@ def test_no_code_in_a_checkpoint_runs(legacy: bool, inside: bool, tmp_path: Path
 
 
 def test_settings_and_scripts_saved_with_the_weights_are_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "args.pth").write_bytes(torch_bytes({"args": argparse.Namespace(lr=1), "state_dict": STATE}))
+    (tmp_path / "args.pth").write_bytes(torch_file({"args": argparse.Namespace(lr=1), "state_dict": STATE}))
     with pytest.raises(CheckpointError, match=r"it asks for argparse.Namespace"):
         load_state(tmp_path / "args.pth")
     (tmp_path / "script.pt").write_bytes(zipped({"m/data.pkl": b"", "m/constants.pkl": b"", "m/code/m.py": b""}))
@@ -134,7 +119,7 @@ def test_settings_and_scripts_saved_with_the_weights_are_refused_by_name(tmp_pat
         (b"<!DOCTYPE html><html>Google Drive - Virus scan warning</html>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "is a Git LFS pointer"),
         (b"just some text that nobody asked for", "is no checkpoint"),
-        (torch_bytes([1, 2, 3]), "holds no state dict of tensors"),
+        (torch_file([1, 2, 3]), "holds no state dict of tensors"),
         (zipped({"readme.txt": b"hello"}), "a zip with 0 checkpoints"),
         (zipped({"a.pt": b"", "b.pt": b""}), "a zip with 2 checkpoints"),
     ],
@@ -359,7 +344,7 @@ def test_a_file_of_another_size_or_digest_is_told_to_be_what_it_is(
 @pytest.mark.parametrize("legacy", [False, True])
 def test_looking_at_a_file_runs_no_code_in_it(legacy: bool, tmp_path: Path) -> None:
     path = tmp_path / "sam_vit_h_4b8939.pth"
-    path.write_bytes(torch_bytes({"a": Payload(tmp_path / "ran")}, legacy=legacy))
+    path.write_bytes(torch_file({"a": Payload(tmp_path / "ran")}, legacy=legacy))
     seen = examine(path)
     assert seen.state == "differs"
     assert seen.detail.startswith("refused, it asks for posix.mkdir")
@@ -370,8 +355,8 @@ def test_looking_at_a_file_runs_no_code_in_it(legacy: bool, tmp_path: Path) -> N
     ("content", "says"),
     [
         (b"<!DOCTYPE html><html>quota exceeded</html>", "is a web page, not weights"),
-        (torch_bytes(STATE)[:2000], "damaged or partial download"),
-        (torch_bytes({"module_list.0.conv.weight": torch.ones(8, 3, 3, 3)}), "this is YOLOv3 of width 8, cut short; "),
+        (torch_file(STATE)[:2000], "damaged or partial download"),
+        (torch_file({"module_list.0.conv.weight": torch.ones(8, 3, 3, 3)}), "this is YOLOv3 of width 8, cut short; "),
         ("payload", "refused, it asks for posix.mkdir"),
         ("old payload", "refused, it asks for posix.mkdir"),
     ],
@@ -383,7 +368,7 @@ def test_precompute_refuses_a_bad_checkpoint_before_a_shard_is_made_and_runs_no_
     monkeypatch.chdir(tmp_path)
     write_data(Path("data"), images=2, val=1)
     if isinstance(content, str):
-        content = torch_bytes({"a": Payload(tmp_path / "ran")}, legacy=content == "old payload")
+        content = torch_file({"a": Payload(tmp_path / "ran")}, legacy=content == "old payload")
     Path("bad.pth").write_bytes(content)
     words = ["--data", "data", "--dataset", "refcoco", "--store", "store", "--executor", "local"]
     ended = run("precompute", *words, "--checkpoint", "detect=bad.pth")
