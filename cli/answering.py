@@ -39,7 +39,7 @@ class Found:
 
     phrase: str
     unknown_words: list[str]
-    """Words of the phrase that the run has never seen; it answers from the others."""
+    """Words of the phrase that the run has never seen. It reads each as the same word, which it has not learned."""
     box: np.ndarray | None
     """float64 [4], x0 y0 x1 y1 in photo pixels; not clipped to the photo. None where the method predicts no boxes."""
     objectness: float | None
@@ -70,6 +70,10 @@ class Answerer:
     def unknown_words(self, phrase: str) -> list[str]:
         """Words of the phrase that the run has never seen."""
         return [word for word in words_of(phrase) if word not in self._vocabulary]
+
+    def knows(self, phrase: str) -> bool:
+        """Whether the run has seen a word of the phrase."""
+        return any(word in self._vocabulary for word in words_of(phrase))
 
     def see(self, photos: Sequence[Photo], *, of: int | None = None) -> list[Columns]:
         """The columns of each photo as the store would give them, large maps with the codec's rounding.

@@ -41,7 +41,8 @@ def evaluate(
     ] = None,
     split: Annotated[str, typer.Option(help="val, testA, testB, test or train.")] = "val",
     shards: Annotated[
-        Path | None, typer.Option(metavar="STORE", help="Folder of the store.", show_default="the run's own")
+        Path | None,
+        typer.Option("--shards", "--store", metavar="STORE", help="Folder of the store.", show_default="the run's own"),
     ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="Whose expressions: refcoco, refcoco+, …", show_default="the run's own")

@@ -37,7 +37,8 @@ def export(
     form: Annotated[Format, typer.Option("--format", help="Whose format.")],
     split: Annotated[str, typer.Option(help="train, val, testA, …")] = "train",
     shards: Annotated[
-        Path | None, typer.Option(metavar="STORE", help="Folder of the store.", show_default="the run's own")
+        Path | None,
+        typer.Option("--shards", "--store", metavar="STORE", help="Folder of the store.", show_default="the run's own"),
     ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="Whose expressions: refcoco, refcoco+, …", show_default="the run's own")
@@ -244,18 +245,20 @@ def _write(
     from ..pipeline.export import prepare_simrec, write_coco, write_lines, write_simrec
 
     if form == Format.jsonl:
-        return write_lines(out, _some(rows))
-    usable = _some(_usable(rows, told))
+        return write_lines(out, _some(rows, told))
+    usable = _some(_usable(rows, told), told)
     if form == Format.simrec:
         prepare_simrec(out, dataset, facts, needed=_mask_bytes(store, dataset, split) if facts["mask"] else 0)
         return write_simrec(out, dataset, split, usable)
     labels = list(usable)
-    write_coco(out, labels, facts)
+    table = store.references(dataset).select(["category", "category_name"]).to_pylist()
+    write_coco(out, labels, facts, {row["category"]: row["category_name"] for row in table})
     return len(labels)
 
 
-def _some(rows: Iterator["PseudoLabel"]) -> Iterator["PseudoLabel"]:
+def _some(rows: Iterator["PseudoLabel"], told: _Told) -> Iterator["PseudoLabel"]:
     """The rows; WeakmcnError at the end if there was none, so that nothing is published."""
+    from ..pipeline.export import NO_PIXEL
     from ..shards.errors import WeakmcnError
 
     count = 0
@@ -263,7 +266,9 @@ def _some(rows: Iterator["PseudoLabel"]) -> Iterator["PseudoLabel"]:
         count += 1
         yield row
     if not count:
-        raise WeakmcnError("no label is left, so nothing was written; lower --min-score or --min-agreement.")
+        why = "; ".join(f"{count:,}: {reason}" for reason, count in told.left_out.items())
+        mend = "write --mask sam" if NO_PIXEL in told.left_out else "ask for less"
+        raise WeakmcnError(f"no label is left, so nothing was written ({why}); {mend}.")
 
 
 def _mask_bytes(store: "Store", dataset: str, split: str) -> int:

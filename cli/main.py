@@ -154,7 +154,7 @@ def _tell(fault: Exception | str, status: int, debug: bool) -> int:
 
 def _usage(fault: typer.TyperException) -> str:
     """A wrong command line in one line, with the command whose help says more; "" where that help was printed."""
-    message = " ".join(fault.format_message().split()).rstrip(".")
+    message = " ".join(fault.format_message().split()).replace("Value error, ", "").rstrip(".")
     if not message:
         return ""
     context: Any = getattr(fault, "ctx", None)

@@ -123,6 +123,7 @@ def precompute(
         insecure_ray=insecure_ray,
         stall_s=60 * stall_minutes,
         console=Console(stderr=True),
+        plan_console=Console() if dry_run else None,  # then it is the answer
     )
     typer.echo(report.summary())
     if report.exit_code:

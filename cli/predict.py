@@ -129,22 +129,23 @@ def _tell(question: "Question", found: Sequence["Found"], *, named: bool) -> Non
     for each in found:
         said = []
         if each.box is not None:
-            said.append(f"box {' '.join(f'{value:.0f}' for value in each.box)}")
+            x0, y0, x1, y1 = (f"{value:.0f}" for value in each.box)
+            said.append(f"box {x0} {y0} to {x1} {y1}")
         if each.objectness is not None:
             said.append(f"objectness {each.objectness:.2f}")
         if each.mask is not None:
-            said.append(f"mask {int(each.mask.sum()):,} px")
+            said.append(f"mask {each.mask.sum():,} px" if each.mask.any() else "mask empty")
         typer.echo((f"{shown(question.name)} " if named else "") + f"“{shown(each.phrase)}”: {', '.join(said)}")
 
 
 def _tell_before(answerer: "Answerer", asked: Sequence["Question"], bad: Mapping[Path, str]) -> None:
-    """What a user should know of the questions: words without effect, photographs left out."""
+    """What a user should know of the questions: words that the run has never seen, photographs left out."""
     from ..pipeline.images import shown
 
     for text in dict.fromkeys(text for question in asked for text in question.phrases):
         if words := answerer.unknown_words(text):
-            unknown = shown(", ".join(words))
-            typer.echo(f"“{shown(text)}”: not in the run's vocabulary, so without effect: {unknown}", err=True)
+            whole = "" if answerer.knows(text) else "; it knows no word of this, and its answer means nothing"
+            typer.echo(f"“{shown(text)}”: the run has never seen: {shown(', '.join(words))}{whole}", err=True)
     for reason in bad.values():
         typer.echo(f"left out: {reason}", err=True)
 

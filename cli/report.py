@@ -29,7 +29,8 @@ def report(
         typer.Option(metavar="DIR", help="Photographs and annotations.", show_default="where the store was made from"),
     ] = None,
     shards: Annotated[
-        Path | None, typer.Option(metavar="STORE", help="Folder of the store.", show_default="the run's own")
+        Path | None,
+        typer.Option("--shards", "--store", metavar="STORE", help="Folder of the store.", show_default="the run's own"),
     ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="Whose expressions: refcoco, refcoco+, …", show_default="the run's own")

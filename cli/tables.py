@@ -27,9 +27,9 @@ def tables(
         list[str] | None,
         typer.Argument(metavar="[1-5|ablations|teachers]...", help="Which tables.", show_default="1-5"),
     ] = None,
-    shards: Annotated[Path, typer.Option(metavar="STORE", help="Folder of the store that precompute filled.")] = Path(
-        "store"
-    ),
+    shards: Annotated[
+        Path, typer.Option("--shards", "--store", metavar="STORE", help="Folder of the store that precompute filled.")
+    ] = Path("store"),
     dataset: Annotated[str, typer.Option(help="Whose expressions: refcoco, refcoco+, …")] = "refcoco+",
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder of runs, results and tables; what is there is not made again.")

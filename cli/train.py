@@ -38,7 +38,9 @@ def _show_settings(context: typer.Context, assignments: list[str] | None) -> lis
 
 
 def train(
-    shards: Annotated[Path, typer.Option(metavar="STORE", help="Folder of the store that precompute filled.")],
+    shards: Annotated[
+        Path, typer.Option("--shards", "--store", metavar="STORE", help="Folder of the store that precompute filled.")
+    ],
     dataset: Annotated[str, typer.Option(help="Whose expressions: refcoco, refcoco+, refcocog, …")],
     out: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the run; an interrupted run in it goes on.")],
     method: Annotated[str, typer.Option(help=METHOD_HELP, is_eager=True)] = "weakmcn",
@@ -182,7 +184,7 @@ def dataset_in(store: "Store", name: str) -> str:
     meant = ALIASES.get(name, name)
     if meant not in store.datasets:
         if hint := did_you_mean(ALIASES.get(name.lower(), name.lower()), store.datasets):
-            raise ConfigError(f"{store.path} has no references of {name!r}{hint}")
+            raise ConfigError(f"{store.path} has no references of {name!r}{hint}; it has {', '.join(store.datasets)}.")
         store.references(meant)  # raises, naming those there are
     return meant
 

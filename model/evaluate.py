@@ -220,8 +220,23 @@ def evaluate(
         baselines=judge.baselines(len(ordered), chooses=method.boxes),
         records=ordered,
         misses=misses,
-        notes=[*told, *cut_note(references, config.max_tokens), *method.remarks(config)],
+        notes=[
+            *told,
+            *unknown_note(references, vocabulary),
+            *cut_note(references, config.max_tokens),
+            *method.remarks(config),
+        ],
     )
+
+
+def unknown_note(references: Sequence[Reference], vocabulary: Vocabulary) -> list[str]:
+    """What is to be told where expressions have words that the run has never seen."""
+    words = [word for reference in references for text in reference.sentences for word in words_of(text)]
+    unknown = [word for word in words if word not in vocabulary]
+    if not unknown:
+        return []
+    some = ", ".join([*dict.fromkeys(unknown)][:3])
+    return [f"{len(unknown):,} of {len(words):,} words were never seen by the run, to which all are one: {some}."]
 
 
 def _batch(

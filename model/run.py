@@ -55,9 +55,9 @@ class Run:
         try:
             facts = read_json(path / "run.json")
         except (FileNotFoundError, NotADirectoryError) as fault:
-            raise InputError(
-                f"{path}: no run here (it has no run.json); make one with `weakmcn train --out {path}`."
-            ) from fault
+            near = sorted({file.parent for folder in (path, path.parent) for file in folder.glob("*/run.json")})[:3]
+            mend = f"is it {' or '.join(map(str, near))}?" if near else "weakmcn train makes one."
+            raise InputError(f"{path}: no run here (it has no run.json); {mend}") from fault
         except (OSError, ValueError) as fault:
             raise InputError(f"{path / 'run.json'}: damaged ({fault}); restore it or train again.") from fault
         if isinstance(facts, dict) and facts.get("format") != FORMAT:

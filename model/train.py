@@ -38,7 +38,7 @@ from .loader import Loader, ahead, columns_of
 from .methods import method_of
 from .own import facts as code_facts
 from .precision import computing_in, settled
-from .preflight import check_canvas, check_folder, first_stage_of, next_step, odd_settings, word_vectors
+from .preflight import check_canvas, check_folder, first_stage_of, odd_settings, word_vectors
 from .progress import Watch, tell
 from .ranks import ALONE, Ranks, RanksDiffer, bits
 from .residence import choose
@@ -168,7 +168,7 @@ def train(
             state, log_bytes = _state_of(run, device, table, ranks, lessons)
         if state.epoch >= settings.train.epochs:
             if ranks.first:
-                tell(f"{run.path}: all {state.epoch} epochs are done. {next_step(run.path)}")
+                tell(f"{run.path}: nothing to do, epoch {state.epoch} was the last.")
             return run
         compile_parts(state.net, method.compiled, settings.compile)
         with ranks.all_or_none():

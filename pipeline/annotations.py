@@ -70,15 +70,18 @@ def load_annotations(root: Path, dataset: str) -> Annotations:
     """
     spec = find_dataset(dataset)
     root = Path(root)
+    if not root.is_dir():
+        raise AnnotationError(f"{root}: there is no such folder; name the one with annotations and photographs.")
     refs_path, simrec_path = refs_file(root / spec.folder, spec), simrec_file(root, spec)
     if refs_path is not None:
         loaded = read_unc(refs_path, spec)
     elif simrec_path is not None:
         loaded = read_simrec(simrec_path, root, spec)
     else:
+        present = ", ".join(find_datasets(root))
         raise AnnotationError(
             f"{root}: no {spec.name}; neither {spec.folder}/refs({spec.partition}).p nor anns/{spec.simrec[-1]}.json "
-            f"is there (data sets present: {', '.join(find_datasets(root)) or 'none'}); put its annotations there."
+            f"is there; put its annotations there{f', or name a data set that is: {present}' if present else ''}."
         )
     if not loaded.references:
         raise AnnotationError(f"{refs_path or simrec_path}: has no reference at all; fetch it again.")

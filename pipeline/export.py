@@ -75,13 +75,16 @@ class PseudoLabel:
         return {name: value for name, value in values.items() if value is not None}
 
 
+NO_PIXEL = "the mask has no pixel"
+
+
 def unusable(label: PseudoLabel) -> str | None:
     """Why a label can be in no data set, or None."""
     x0, y0, x1, y1 = label.clipped
     if x1 <= x0 or y1 <= y0:
         return "the box lies outside the photo"
     if label.mask is not None and not rle_area(label.mask):
-        return "the mask has no pixel"
+        return NO_PIXEL
     return None
 
 
@@ -121,8 +124,10 @@ def write_lines(path: Path, labels: Iterable[PseudoLabel]) -> int:
     return count
 
 
-def write_coco(path: Path, labels: Sequence[PseudoLabel], facts: Mapping[str, Any]) -> None:
-    """Write a COCO data set; facts: of the run, for `info`."""
+def write_coco(
+    path: Path, labels: Sequence[PseudoLabel], facts: Mapping[str, Any], categories: Mapping[int, str]
+) -> None:
+    """Write a COCO data set. facts: of the run, for `info`; categories: all of the data set, whatever the split."""
     images = {
         label.image_id: {
             "id": label.image_id,
@@ -133,13 +138,15 @@ def write_coco(path: Path, labels: Sequence[PseudoLabel], facts: Mapping[str, An
         }
         for label in labels
     }
-    names = {label.category: label.category_name or f"category {label.category}" for label in labels}
     description = "Pseudo labels: boxes and masks that a network predicted from expressions; nobody annotated them."
     value = {
         "info": {"description": description, "contributor": "weakmcn", "url": "", "version": "1.0", **facts},
         "licenses": [{"id": 1, "name": "that of the photographs", "url": ""}],
         "images": list(images.values()),
-        "categories": [{"id": number, "name": name, "supercategory": name} for number, name in sorted(names.items())],
+        "categories": [
+            {"id": number, "name": name or f"category {number}", "supercategory": name}
+            for number, name in sorted(categories.items())
+        ],
         "annotations": [_annotation(label) for label in labels],
     }
     write_bytes(path, f"{_dumped(value)}\n".encode())
@@ -156,8 +163,12 @@ def prepare_simrec(folder: Path, name: str, facts: Mapping[str, Any], *, needed:
         raise InputError(f"--out {folder}: is a file; SimREC's format needs a folder.")
     if folder.is_dir() and any(folder.iterdir()):
         wanted = f"{json.dumps(facts, sort_keys=True, indent=2, allow_nan=False)}\n"
-        if (folder / "anns" / f"{name}.json").exists() or not known.is_file() or known.read_text("utf-8") != wanted:
+        if not known.is_file() or known.read_text("utf-8") != wanted:
             raise InputError(f"--out {folder}: holds other things; choose a new folder, or remove it.")
+        if (folder / "anns" / f"{name}.json").exists():
+            raise InputError(
+                f"--out {folder}: holds these labels already, all of them; to write them again, remove it."
+            )
     parent = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
     if needed > (free := shutil.disk_usage(parent).free):
         raise InputError(

@@ -92,13 +92,15 @@ def precompute(
     insecure_ray: bool = False,
     stall_s: float = STALL_S,
     console: Console | None = None,
+    plan_console: Console | None = None,
 ) -> Report:
     """Bring `store` up to date for `splits` of `dataset` below `data`.
 
     stages: names, ["all"], or None for the default ones and those the store has. detector_bn: "frozen", "reestimate"
     (from the training photographs of `dataset`), or None for what `config` says. dry_run: plan and write nothing;
     probe: send some photographs through the networks, so that the plan's figures are measured.
-    stall_s: a Ray worker that takes no step for so long is stopped, and its shard tried again.
+    stall_s: a Ray worker that takes no step for so long is stopped, and its shard tried again. console: for what is
+    told on the way, stderr if None; plan_console: for the plan, if that belongs elsewhere.
     Raises InputError (and its kinds) before anything is encoded, WeakmcnError where going on is pointless (unfit
     weights, a full disk); shards that fail on their own are in the report.
     """
@@ -156,10 +158,10 @@ def precompute(
         if dry_run and not plan.is_done:
             shared = shared_note(plan, index_folder, dataset, splits, shards)
             plan = replace(plan, notes=(*shared, *plan.notes))
-        tell_plan(console, index, plan)
+        tell_plan(plan_console or console, index, plan)
         if dry_run and any(stage.due for stage in plan.stages):
-            console.print()
-            console.print(codec_table(plan))
+            (plan_console or console).print()
+            (plan_console or console).print(codec_table(plan))
         require_fit(plan.networks, decided)
         report = Report(index=index, plan=plan, dry_run=dry_run, images={stage.stage.name: 0 for stage in plan.stages})
         if not dry_run:

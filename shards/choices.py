@@ -7,9 +7,9 @@ from .errors import ConfigError
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ ", did you mean 'x'?" for the nearest known name, "" where none is near."""
+    """ " (did you mean 'x'?)" for the nearest known name, "" where none is near."""
     near = get_close_matches(name, list(known), n=1)
-    return f", did you mean {near[0]!r}?" if near else ""
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def not_known(said: str, value: str, choices: Iterable[str]) -> ConfigError:

@@ -154,8 +154,8 @@ class Store:
         if dataset not in self.datasets:
             known = ", ".join(self.datasets) or "none"
             raise StoreError(
-                f"{self.path} has no references of {dataset!r} (it has: {known}); "
-                f"add them: {refill(self.path, dataset=dataset)}"
+                f"{self.path} has no references of {dataset!r} (it has: {known}); name one of those with --dataset, or "
+                f"add these: {refill(self.path, dataset=dataset)}"
             )
         return read_table(references_path(self.path, dataset), REFERENCES)
 

@@ -172,7 +172,7 @@ def copy_package(folder: Path) -> None:
 
 def run_tests(folder: Path, tests: tuple[str, ...]) -> tuple[bool, str]:
     """Whether the tests pass on the copy in `folder`; the test that failed first, or how else pytest ended."""
-    words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    words = [sys.executable, "-m", "pytest", "-n", "0", "-q", "-x", "-p", "no:cacheprovider", *tests]
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         ended = subprocess.run(

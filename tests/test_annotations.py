@@ -150,7 +150,7 @@ def test_an_absent_data_set_names_the_files_looked_for_and_those_present(tmp_pat
     write_unc(tmp_path)
     message = refused(tmp_path, "refcocog-google")
     assert "refcocog/refs(google).p" in message
-    assert "present: refcoco)" in message
+    assert "or name a data set that is: refcoco." in message
     assert find_datasets(tmp_path) == ["refcoco"]
 
 
@@ -158,7 +158,7 @@ def test_an_unknown_split_names_the_splits_present(tmp_path: Path) -> None:
     write_unc(tmp_path)
     annotations = load_annotations(tmp_path, "refcoco")
     message = refusal(lambda: annotations.of(["train", "vall"]), tmp_path)
-    assert "no split 'vall', did you mean 'val'?" in message
+    assert "no split 'vall' (did you mean 'val'?)" in message
     assert "present: train, val" in message
     assert [one.ref_id for one in annotations.of(["val"])] == [1]
 

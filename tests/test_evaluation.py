@@ -17,7 +17,7 @@ from weakmcn.model.methods import METHODS, Method
 from weakmcn.model.references import sentences_in_row_order
 from weakmcn.model.train import train
 from weakmcn.model.train_settings import TrainSettings
-from weakmcn.model.vocabulary import Vocabulary
+from weakmcn.model.vocabulary import RESERVED, Vocabulary
 from weakmcn.model.weakmcn import Predictions, WeakMCN
 from weakmcn.model.wrec import candidate_boxes
 from weakmcn.shards.codec import rle_decode
@@ -59,8 +59,8 @@ def measure(store: Path, net: nn.Module | None = None, method: Method = FIXED, *
     opened = Store.open(store)
     vocabulary = Vocabulary.build(sentences_in_row_order(opened, DATASET))
     network = net or Fixed(TINY, 0)
-    settings = {"config": TINY, "split": "val", "batch": 5} | more
-    return evaluate(network, vocabulary=vocabulary, method=method, store=opened, dataset=DATASET, **settings)
+    settings = {"vocabulary": vocabulary, "config": TINY, "split": "val", "batch": 5} | more
+    return evaluate(network, method=method, store=opened, dataset=DATASET, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +245,16 @@ def test_a_long_expression_is_told(tmp_path: Path) -> None:
 
     result = measure(make_store(tmp_path / "store", train=2, val=2, edit=prolong))
     assert result.notes == ["1 of 4 expressions have more than 4 words; the rest is cut."]
+
+
+def test_words_that_the_run_has_never_seen_are_told(tmp_path: Path) -> None:
+    def other(rows: Rows) -> None:
+        rows[2]["sentences"] = ["blorp square", "dog blorp"]
+        rows[3]["sentences"] = ["square"]
+
+    few = Vocabulary((*RESERVED, "square"))
+    result = measure(make_store(tmp_path / "store", train=2, val=2, edit=other), vocabulary=few)
+    assert result.notes == ["3 of 5 words were never seen by the run, to which all are one: blorp, dog."]
 
 
 def test_an_unknown_split_is_refused_naming_those_there_are(store: Path) -> None:

@@ -136,6 +136,8 @@ def test_the_data_set_is_whole_and_points_at_the_photographs(exported: Callable[
         assert annotation["phrase"] in reference.sentences
         assert annotation["image_id"] == reference.image_id
         assert coco.cats[annotation["category_id"]]["name"] == reference.category_name
+    every = {(each.category, each.category_name) for each in load_annotations(demo / "data", DEMO).references}
+    assert {(each["id"], each["name"]) for each in coco.dataset["categories"]} == every
 
 
 def test_the_same_labels_give_the_same_bytes(exported: Callable[..., Any]) -> None:
@@ -190,7 +192,9 @@ def test_filters_that_let_nothing_through_write_nothing(run: Weakmcn, demo: Path
     for form in ("coco", "jsonl"):
         ended = run("export", "--run", demo / "run", "--split", "val", "--format", form, "--out", "x", "--min-score", 1)
         assert ended.status == 1
-        assert "no label is left, so nothing was written; lower --min-score" in ended.err
+        assert (
+            "no label is left, so nothing was written (54: objectness below 1 (--min-score)); ask for less" in ended.err
+        )
         assert list(tmp_path.iterdir()) == []
 
 
@@ -241,7 +245,7 @@ def test_a_killed_export_is_taken_up_and_nothing_else_is_written_over(
     whole = {path: path.read_bytes() for path in Path("simrec").rglob("*") if path.is_file()}
     again = run(*words)
     assert again.status == 2
-    assert "--out simrec: holds other things; choose a new folder" in again.err
+    assert "--out simrec: holds these labels already, all of them" in again.err
     killed = Path(f"simrec/anns/{DEMO}.json")  # what is written last
     killed.unlink()
     next(Path(f"simrec/masks/{DEMO}").iterdir()).unlink()

@@ -309,7 +309,7 @@ def test_a_store_of_another_side_is_refused(store: Path, data: Path) -> None:
 
 
 def test_an_unknown_split_leaves_nothing_behind(store: Path, data: Path) -> None:
-    with pytest.raises(InputError, match="no split 'trian', did you mean 'train'"):
+    with pytest.raises(InputError, match=r"no split 'trian' \(did you mean 'train'"):
         index(store, data, "trian")
     assert not store.exists()
 

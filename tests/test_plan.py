@@ -201,6 +201,6 @@ def test_the_command_measures_unless_it_is_told_not_to(demo: Path, tmp_path: Pat
     words = ["precompute", "--data", demo / "data", "--dataset", "refcoco+", "--store", tmp_path / "new", "--dry-run"]
     measured, rough = run(*words), run(*words, "--no-probe")
     assert (measured.status, rough.status) == (0, 0)
-    assert re.search(r"measured on 16( to \d+)?\s+images", measured.err)
-    assert "a rough estimate" in rough.err
+    assert re.search(r"measured on 16( to \d+)?\s+images", measured.out)
+    assert "a rough estimate" in rough.out
     assert not (tmp_path / "new").exists()

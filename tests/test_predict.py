@@ -107,7 +107,7 @@ def test_one_photograph_gives_a_picture_numbers_and_a_mask_for_each_phrase(
     assert ended.status == 0, ended.err
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"found.png", "found.json", "found-mask-1.png", "found-mask-2.png"}
-    assert ended.err == "“the blorp ring”: not in the run's vocabulary, so without effect: blorp\n"
+    assert ended.err == "“the blorp ring”: the run has never seen: blorp\n"
     told = json.loads(Path("found.json").read_text())
     first, second = told["answers"]
     assert (first["phrase"], first["unknown_words"], second["unknown_words"]) == ("red ring", [], ["blorp"])
@@ -116,6 +116,15 @@ def test_one_photograph_gives_a_picture_numbers_and_a_mask_for_each_phrase(
         assert [told["height"], told["width"]] == first["mask"]["size"] == [image.height, image.width]
         inside = rle_decode(first["mask"]["counts"], image.height, image.width)
         np.testing.assert_array_equal(np.asarray(mask), inside * np.uint8(255))
+
+
+def test_a_phrase_without_a_known_word_is_answered_and_told_to_mean_nothing(run: Weakmcn, demo: Path) -> None:
+    (photo,) = photos_of(demo, ["000000000005"])
+    ended = run("predict", "--run", demo / "run", "--image", photo, "--phrase", "blorp dog", "--out", "found.png")
+    assert ended.status == 0
+    assert ended.err == (
+        "“blorp dog”: the run has never seen: blorp, dog; it knows no word of this, and its answer means nothing\n"
+    )
 
 
 def test_boxes_are_given_by_their_corners_and_by_corner_and_size(run: Weakmcn, demo: Path, tmp_path: Path) -> None:

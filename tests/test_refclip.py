@@ -107,7 +107,7 @@ def test_a_method_that_does_not_exist_is_refused_with_those_that_do() -> None:
     for find in (method_of, lambda name: recipe(name, "refcoco")):
         with pytest.raises(
             ConfigError,
-            match=r"method 'refclap' is not known, did you mean 'refclip'\?; choose one of weakmcn, refclip, apl",
+            match=r"method 'refclap' is not known \(did you mean 'refclip'\?\); choose one of weakmcn, refclip, apl",
         ):
             find("refclap")
 

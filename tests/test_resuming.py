@@ -80,7 +80,7 @@ def test_a_finished_run_is_left_alone(store: Path, undisturbed: Run, capsys: pyt
     before = content(undisturbed.path)
     train(settings(store, undisturbed.path), after_step=crash)
     assert content(undisturbed.path) == before
-    assert "all 3 epochs are done" in capsys.readouterr().err
+    assert "nothing to do, epoch 3 was the last" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

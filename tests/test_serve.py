@@ -303,7 +303,8 @@ def test_in_a_browser_a_photograph_and_a_phrase_give_a_picture_of_box_and_mask(
         browser.wait("document.querySelector('#asked').textContent !== ''")
         assert browser.value("document.querySelector('#asked').textContent") == f"“{PHRASE}”"
         facts = browser.value("[...document.querySelectorAll('dd')].map((each) => each.textContent)")
-        box = " ".join(str(int(np.floor(value + 0.5))) for value in expected["box_xywh"])  # as JavaScript rounds
+        x0, y0, x1, y1 = (int(np.floor(value + 0.5)) for value in expected["box_xyxy"])  # as JavaScript rounds
+        box = f"{x0} {y0} to {x1} {y1}"
         assert facts == [box, f"{expected['objectness']:.2f}", f"{expected['mask_px']:,} px"]
         assert browser.value("document.querySelector('#picture').src") == expected["picture"]
         assert browser.value("document.querySelector('#picture').decode().then(() => true)")

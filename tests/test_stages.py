@@ -118,7 +118,8 @@ def test_the_default_stages_are_all_but_clip_unless_the_store_has_it() -> None:
     assert [stage.name for stage in chosen_stages(["masks", "sam"])] == ["sam", "masks"]
     assert [stage.name for stage in with_inputs([stage_named("masks")])] == ["detect", "sam", "masks"]
     with pytest.raises(
-        ConfigError, match=r"'mask' is not known, did you mean 'masks'\?; choose one of detect, dino, sam, masks, clip"
+        ConfigError,
+        match=r"'mask' is not known \(did you mean 'masks'\?\); choose one of detect, dino, sam, masks, clip",
     ):
         chosen_stages(["mask"])
 

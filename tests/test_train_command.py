@@ -93,7 +93,10 @@ def test_the_nearest_data_set_of_the_store_is_proposed(run, tmp_path: Path) -> N
     for name in ("RefCOCO+", "refcoco_plus", "refcoco"):
         ended = run("train", "--shards", store, "--dataset", name, "--out", tmp_path / "run")
         assert ended.status == 2
-        assert ended.err == f"weakmcn: {store} has no references of {name!r}, did you mean 'refcoco+'?\n"
+        assert (
+            ended.err
+            == f"weakmcn: {store} has no references of {name!r} (did you mean 'refcoco+'?); it has refcoco+.\n"
+        )
     ended = run("train", "--shards", store, "--dataset", "flickr", "--out", tmp_path / "run")
     assert f"{store} has no references of 'flickr' (it has: refcoco+)" in ended.err
 

@@ -39,6 +39,11 @@ function show(picture, asked, facts) {
   at("result").hidden = false;
 }
 
+function corners(box) {
+  const [x0, y0, x1, y1] = box.map(Math.round);
+  return `${x0} ${y0} to ${x1} ${y1}`;
+}
+
 async function told(response) {
   const answer = await response.json();
   if (!response.ok) throw new Error(answer.error);
@@ -60,13 +65,14 @@ async function ask(event) {
       body: photo,
     }));
     const facts = [
-      ...(answer.box_xywh ? [["box x y w h", answer.box_xywh.map(Math.round).join(" ")]] : []),
+      ...(answer.box_xywh ? [["box", corners(answer.box_xyxy)]] : []),
       ...(answer.objectness === undefined ? [] : [["objectness", answer.objectness.toFixed(2)]]),
     ];
-    if ("mask_px" in answer) facts.push(["mask", `${answer.mask_px.toLocaleString("en")} px`]);
+    if ("mask_px" in answer) facts.push(["mask", answer.mask_px ? `${answer.mask_px.toLocaleString("en")} px` : "empty"]);
     show(answer.picture, `“${answer.phrase}”`, facts);
     const unknown = answer.unknown_words;
-    say(unknown.length ? `The run has never seen, and ignores: ${unknown.join(", ")}` : "");
+    const whole = answer.knows ? "" : "; it knows no word of this, and its answer means nothing";
+    say(unknown.length ? `The run has never seen: ${unknown.join(", ")}${whole}` : "");
   } catch (fault) {
     const isLost = fault instanceof TypeError || fault instanceof SyntaxError;
     say(isLost ? "No answer: is weakmcn serve still running?" : fault.message, true);
