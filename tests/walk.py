@@ -215,6 +215,8 @@ def plain(text: str, *, varies: bool = False) -> list[str]:
             continue
         for pattern, word in VARYING:
             line = re.sub(pattern, word, line)
+        if varies:
+            line = line.replace("mask empty", "mask 0 px")
         lines.append(re.sub(NUMBER, "#", line.strip()) if varies else line.strip())
     return [*"\n".join(lines).strip().splitlines()]
 

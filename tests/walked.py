@@ -57,12 +57,6 @@ def refcoco_store(folder: Path) -> None:
     assert status == 0, printed
 
 
-def first_run(folder: Path) -> None:
-    """`runs/first` and `store`: the demo's."""
-    shutil.copytree(folder / "demo/run", folder / "runs/first")
-    (folder / "store").symlink_to("demo/store")
-
-
 PUBLISHED = preset("refcoco")
 
 
@@ -111,8 +105,6 @@ def faq(folder: Path) -> None:
 
 
 def predict(folder: Path) -> None:
-    first_run(folder)
-    own_photo(folder, "a.jpg")
     photos = folder / "photos"
     (photos / "sub").mkdir(parents=True)
     for number in (1, 2, 3):
@@ -124,12 +116,10 @@ def predict(folder: Path) -> None:
 PREPARED: dict[str, Callable[[Path], None]] = {
     "check.md": as_refcoco,
     "checkpoints.md": checkpoints,
-    "export.md": first_run,
     "faq.md": faq,
     "index.md": lambda folder: own_photo(folder, "photo.jpg"),
-    "methods.md": first_run,
+    "methods.md": lambda folder: (folder / "store").symlink_to("demo/store"),
     "predict.md": predict,
-    "predictions.md": first_run,
     "refcoco.md": refcoco,
 }
 """Page -> what is put beside `demo`, for what its commands name."""
