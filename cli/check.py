@@ -42,7 +42,11 @@ def check(
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder of the data sets.")],
     dataset: Annotated[
         list[str] | None,
-        typer.Option(help="Only this one, and it must be there; may be repeated.", show_default="all that are there"),
+        typer.Option(
+            metavar="NAME",
+            help="Only this one, and it must be there; may be repeated.",
+            show_default="all that are there",
+        ),
     ] = None,
     decode: Annotated[
         bool, typer.Option("--decode", help="Decode every photograph whole; without it their headers must do.")

@@ -56,7 +56,10 @@ def convert(
     columns of a store here), or dead (it never got a gradient). A key that is none of these is an error.
 
     A released checkpoint carries a detector with BatchNorm statistics of its own, so the run only works on columns made
-    with that one: weakmcn precompute --checkpoint detect=RUN/detector.safetensors. Another store is refused.
+    with that one, and refuses another store. Make them with precompute and:
+
+    \b
+    --checkpoint detect=RUN/detector.safetensors
     """
     from ..model.convert import DETECTOR, fitting_preset, write_run
     from ..model.convert import convert as converted

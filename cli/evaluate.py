@@ -58,7 +58,7 @@ def evaluate(
              nothing of a file of predictions (docs/predictions.md)
     Example  weakmcn eval --run runs/first --split testA
              weakmcn eval --run runs/first --split val --json > val.json
-             weakmcn eval --predictions theirs.json --shards store \
+             weakmcn eval --predictions theirs.json --shards store \\
                  --dataset refcoco --split val
 
     All figures are percentages of all sentences of the split, at the photo's own size; one without an answer is a miss,

@@ -54,11 +54,14 @@ def export(
         BoxFrom, typer.Option(help="The box: predicted, or the mask's own, which holds all of the mask and no more.")
     ] = BoxFrom.predicted,
     min_score: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Leave out boxes of less objectness.", show_default="none")
+        float | None,
+        typer.Option(metavar="X", min=0, max=1, help="Leave out boxes of less objectness.", show_default="none"),
     ] = None,
     min_agreement: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Leave out answers whose box and mask overlap less.", show_default="none"),
+        typer.Option(
+            metavar="X", min=0, max=1, help="Leave out answers whose box and mask overlap less.", show_default="none"
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto is the GPU where there is one.")] = "auto",
 ) -> None:

@@ -36,6 +36,7 @@ from . import (
     tables,
     train,
 )
+from .plain_help import PlainCommand, PlainGroup
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
@@ -54,6 +55,7 @@ def reflowed(docstring: str | None) -> str:
 
 app = typer.Typer(
     name="weakmcn",
+    cls=PlainGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     pretty_exceptions_show_locals=False,
@@ -76,11 +78,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "presets": presets.presets,
 }
 for name, command in COMMANDS.items():
-    app.command(name, help=reflowed(command.__doc__))(command)
-app.add_typer(store.app, name="store")
-for command in runs.app.registered_commands:
-    command.help = reflowed(command.callback.__doc__ if command.callback else None)
-app.add_typer(runs.app, name="runs")
+    app.command(name, cls=PlainCommand, help=reflowed(command.__doc__))(command)
+for name, group in {"store": store.app, "runs": runs.app}.items():
+    for command in group.registered_commands:
+        command.cls = PlainCommand
+        command.help = reflowed(command.callback.__doc__ if command.callback else None)
+    app.add_typer(group, name=name)
 
 
 def _show_version(asked: bool) -> None:

@@ -23,10 +23,12 @@ INK: Colour = (28, 30, 34)
 FAINT: Colour = (110, 114, 122)
 PAPER: Colour = (255, 255, 255)
 PANEL: Colour = (240, 241, 243)
-RIGHT: Colour = (20, 150, 70)
+RIGHT: Colour = (40, 105, 215)
 WRONG: Colour = (205, 60, 50)
 
 SMOOTHING = 2
+SIDE_PER_LINE_PX = 240
+"""A large picture is shown smaller than it is: of its longer side so much for a pixel of the lines."""
 MARGIN_PX = 32
 GAP_PX = 24
 SHEET_COLUMNS = 4
@@ -59,7 +61,7 @@ class Answer:
     predicted: Marks
     true: Marks | None = None
     right: bool | None = None
-    """Whether the note's dot is green or red; None draws no dot."""
+    """Whether the note's dot is blue or red; None draws no dot."""
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
@@ -77,7 +79,7 @@ def contact_sheet(answers: Sequence[Answer], title: str, subtitle: str) -> Image
     """Answers in rows of four, with a heading and a legend."""
     grid = _grid([cell(answer, CELL_WIDTH_PX, CELL_PHOTO_PX) for answer in answers], SHEET_COLUMNS)
     head = 84
-    sheet = Image.new("RGB", (max(grid.width, 640) + 2 * MARGIN_PX, grid.height + head + 2 * MARGIN_PX), PAPER)
+    sheet = Image.new("RGB", (max(grid.width, 860) + 2 * MARGIN_PX, grid.height + head + 2 * MARGIN_PX), PAPER)
     sheet.paste(grid, (MARGIN_PX, MARGIN_PX + head))
     draw = ImageDraw.Draw(sheet)
     draw.text((MARGIN_PX, MARGIN_PX), title, INK, _font(26))
@@ -124,7 +126,7 @@ def cell(answer: Answer, width_px: int, photo_px: int) -> Image.Image:
         top += 24
     left = 0
     if answer.right is not None:
-        draw.ellipse((1, top + 6, 10, top + 15), fill=RIGHT if answer.right else WRONG)
+        _dot(draw, 5, top + 10, RIGHT if answer.right else WRONG)
         left = 18
     draw.text((left, top + 2), answer.note, FAINT, _font(15))
     return drawn
@@ -140,7 +142,8 @@ def marked_photo(rgb: np.ndarray, true: Marks | None, predicted: Marks, width_px
     size = (max(1, round(rgb.shape[1] * scale)), max(1, round(rgb.shape[0] * scale)))
     large = (size[0] * SMOOTHING, size[1] * SMOOTHING)
     canvas = Image.fromarray(rgb).resize(large, Image.Resampling.LANCZOS)
-    layers = [(predicted, YELLOW, 2)] if true is None else [(true, GREEN, 4), (predicted, YELLOW, 2)]
+    thin_px = max(2, round(max(size) / SIDE_PER_LINE_PX))
+    layers = [*([(true, GREEN, 2 * thin_px)] if true else []), (predicted, YELLOW, thin_px)]
     masks = [None if marks.mask is None else _resized(marks.mask, large) for marks, _, _ in layers]
     if true is None and masks[0] is not None and masks[0].getbbox():
         canvas = Image.composite(canvas, Image.blend(canvas, Image.new("RGB", large, INK), 0.55), masks[0])
@@ -184,12 +187,22 @@ def _frame(canvas: Image.Image, box: np.ndarray, colour: Colour, line_px: int) -
 
 
 def _legend(draw: ImageDraw.ImageDraw, right: int, top: int) -> None:
-    for text, colour in (("predicted", YELLOW), ("true", GREEN)):
+    """What the colours of outlines and dots say."""
+    for text, colour in (("wrong box", WRONG), ("right box", RIGHT), ("predicted", YELLOW), ("true", GREEN)):
         right -= int(draw.textlength(text, _font(16)))
         draw.text((right, top), text, INK, _font(16))
-        right -= 26
-        draw.rectangle((right, top + 2, right + 17, top + 17), fill=colour, outline=INK)
+        if colour in (RIGHT, WRONG):
+            right -= 17
+            _dot(draw, right + 4, top + 11, colour)
+        else:
+            right -= 26
+            draw.rectangle((right, top + 2, right + 17, top + 17), outline=INK)
+            draw.rectangle((right + 1, top + 3, right + 16, top + 16), outline=colour, width=4)
         right -= 22
+
+
+def _dot(draw: ImageDraw.ImageDraw, x: int, y: int, colour: Colour) -> None:
+    draw.ellipse((x - 4, y - 4, x + 5, y + 5), fill=colour)
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width_px: int, lines: int) -> list[str]:

@@ -44,6 +44,7 @@ def pocket(
     The same arguments give the same bytes. A finished data set is kept, an interrupted one is written again, a folder
     with anything else in it is left alone.
     """
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
@@ -52,7 +53,9 @@ def pocket(
 
     with Progress(Console(stderr=True)) as progress:
         summary = write_pocket(root, flavour=flavour.value, images=images, seed=seed, progress=progress)
-    table = Table("split", "images", "references", "sentences")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
+    for head in ("split", "images", "references", "sentences"):
+        table.add_column(head, justify="left" if head == "split" else "right")
     for split, counts in summary.splits.items():
         table.add_row(split, *(f"{counts[name]:,}" for name in ("images", "references", "sentences")))
     Console().print(table)

@@ -49,7 +49,9 @@ def precompute(
     checkpoint: Annotated[
         list[str] | None,
         typer.Option(
-            help="Weights of a stage, STAGE=FILE; may be repeated.", show_default="the store's, else the preset's"
+            metavar="STAGE=FILE",
+            help="Weights of a stage; may be repeated.",
+            show_default="the store's, else the preset's",
         ),
     ] = None,
     detector_bn: Annotated[
@@ -73,7 +75,7 @@ def precompute(
         ExecutorName, typer.Option(help="Ray actors, or this process alone; the bytes are the same.")
     ] = ExecutorName.ray,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Ray actors.", show_default="one a GPU, else one a core")
+        int | None, typer.Option(metavar="N", min=1, help="Ray actors.", show_default="one a GPU, else one a core")
     ] = None,
     address: Annotated[
         str | None, typer.Option(help="A running Ray cluster, HOST:PORT, that sees the same files.")
@@ -82,7 +84,12 @@ def precompute(
         bool, typer.Option("--insecure-ray", help="Use a cluster that runs without token authentication.")
     ] = False,
     stall_minutes: Annotated[
-        float, typer.Option(min=0.1, help="Stop a Ray worker that takes no step for so long, and try its shard again.")
+        float,
+        typer.Option(
+            metavar="MINUTES",
+            min=0.1,
+            help="Stop a Ray worker that takes no step for so long, and try its shard again.",
+        ),
     ] = 10,
 ) -> None:
     """Run the frozen networks once over the photographs and keep what they see as WebDataset shards.
@@ -91,11 +98,15 @@ def precompute(
     it loses at most the shards under way: run the same command again. What you do not name stays as the store was made.
 
     \b
-    Needs    annotations and photographs below --data, as `weakmcn pocket` or RefCOCO's download lays them out;
-             the weights of the preset's networks (those of `pocket` ship with the package)
-    Writes   the folder --store: images.parquet, refs-<dataset>.parquet, one folder of shards a stage
-    Example  weakmcn precompute --data data --dataset refcoco --split train,val --store store
-             weakmcn precompute --data data --dataset refcoco --store store --checkpoint sam=sam_vit_b.pth --dry-run
+    Needs    annotations and photographs below --data, laid out as by
+             `weakmcn pocket` or RefCOCO's download; the weights of the
+             preset's networks (those of `pocket` ship with the package)
+    Writes   the folder --store: images.parquet, refs-<dataset>.parquet,
+             one folder of shards a stage
+    Example  weakmcn precompute --data data --dataset refcoco --store store \\
+                 --split train,val
+             weakmcn precompute --data data --dataset refcoco --store store \\
+                 --checkpoint sam=sam_vit_b.pth --dry-run
     """
     from ..shards.lock import refuse_if_held
 

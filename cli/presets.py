@@ -37,7 +37,7 @@ class Value:
 
 def presets(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Show every value of this one, with its source.")
+        str | None, typer.Argument(metavar="NAME", help="Show every value of this one, with its source.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead, and nothing else.")] = False,
 ) -> None:

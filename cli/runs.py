@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+
+from .plain_help import PlainGroup
 
 if TYPE_CHECKING:
     from ..model.compare import Comparison
@@ -23,7 +24,7 @@ SPLITS = ("val", "test", "testA", "testB", "testC", "train")
 FIGURES = {"rec_acc50": "REC Acc@0.5", "res_miou": "RES mIoU"}
 
 
-class _ListFirst(TyperGroup):
+class _ListFirst(PlainGroup):
     """A group whose command `list` may go unsaid: `weakmcn runs DIR`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -65,7 +66,7 @@ class Row:
 def list_runs(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[DIR]...", help="Folders that hold runs.", show_default="./runs, or here"),
+        typer.Argument(metavar="DIR", help="Folders that hold runs.", show_default="./runs, or here"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead, and nothing else.")] = False,
 ) -> None:
@@ -109,7 +110,7 @@ def compare_runs(
     """Hold run B against run A on the same sentences, with confidence intervals.
 
     \b
-    Needs    both runs measured on the split: weakmcn eval keeps its figures in the run
+    Needs    both runs measured on the split, as weakmcn eval does
     Writes   nothing
     Example  weakmcn runs compare runs/first runs/second --split testA
 

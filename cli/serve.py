@@ -8,7 +8,9 @@ import typer
 
 def serve(
     run: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the run.")],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of this machine; 0 takes any that is free.")] = 8000,
+    port: Annotated[
+        int, typer.Option(metavar="PORT", min=0, max=65535, help="Of this machine; 0 takes any that is free.")
+    ] = 8000,
     checkpoint: Annotated[
         list[str] | None,
         typer.Option(metavar="STAGE=FILE", help="Where the weights of a frozen network are now; may be repeated."),
@@ -23,8 +25,10 @@ def serve(
     Writes   nothing; photographs stay in memory, and none is kept
     Example  weakmcn serve --run runs/first
 
-    Only this machine can reach it (127.0.0.1). From another one: ssh -L 8000:127.0.0.1:8000 HOST, then open the same
-    address there. Ctrl-C ends it.
+    Only this machine can reach it (127.0.0.1). Ctrl-C ends it. From another machine, open the same address there after:
+
+    \b
+    ssh -L 8000:127.0.0.1:8000 HOST
     """
     from ..model.run import Run, device_of
     from .answering import Answerer, frozen_networks

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .plain_help import PlainGroup
+
 if TYPE_CHECKING:
     from ..shards.store import Store
 
 app = typer.Typer(
+    cls=PlainGroup,
     no_args_is_help=True,
     help="Look at a store, check its bytes, give space back.\n\n"
     "A store is the folder that `weakmcn precompute --store` fills and `weakmcn train --shards` reads.",
@@ -26,17 +29,21 @@ Stages = Annotated[
 def ls(store: StorePath) -> None:
     """Show what a store holds: images, references, and every column family with its state.
 
-    Needs the store, writes nothing but its derived indices. Example: weakmcn store ls store
+    \b
+    Needs    a store
+    Writes   nothing but the store's derived indices
+    Example  weakmcn store ls store
     """
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     from ..shards.store import Store, families_on_disk
 
     opened = Store.open(store)
-    table = Table("family", "codec", "shards", "images", "skipped", "size", "state")
-    for column in ("shards", "images", "skipped", "size"):
-        next(each for each in table.columns if each.header == column).justify = "right"
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
+    for head in ("family", "codec", "shards", "images", "skipped", "size", "state"):
+        table.add_column(head, justify="right" if head in ("shards", "images", "skipped", "size") else "left")
     for folder in families_on_disk(store):
         table.add_row(folder.name, *_row(opened, folder))
     console = Console()
@@ -56,7 +63,10 @@ def verify(
 ) -> None:
     """Compare every byte of the columns in use with its record; exit 1 if anything differs.
 
-    Needs the store, writes nothing but its derived indices. Example: weakmcn store verify store --stages sam,masks
+    \b
+    Needs    a store
+    Writes   nothing but the store's derived indices
+    Example  weakmcn store verify store --stages sam,masks
     """
     from rich.console import Console
 
@@ -97,7 +107,10 @@ def repair(
     again has the same bytes as before. store.json and images.parquet are not made from anything in the store: for these
     it says what to do.
 
-    Needs the store, removes files in it for good. Example: weakmcn store repair store --dry-run
+    \b
+    Needs    a store
+    Removes  files of the store, for good
+    Example  weakmcn store repair store --dry-run
     """
     from rich.console import Console
 
@@ -129,7 +142,10 @@ def gc(
 ) -> None:
     """Remove column families that are no longer in use and what killed runs left behind.
 
-    Needs the store, removes folders in it for good. Example: weakmcn store gc store --dry-run
+    \b
+    Needs    a store
+    Removes  folders of the store, for good
+    Example  weakmcn store gc store --dry-run
     """
     from rich.console import Console
 

@@ -25,7 +25,7 @@ MOST_JOBS = 4
 def tables(
     which: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[1-5|ablations|teachers]...", help="Which tables.", show_default="1-5"),
+        typer.Argument(metavar="1-5|ablations|teachers", help="Which tables.", show_default="1-5"),
     ] = None,
     shards: Annotated[
         Path, typer.Option("--shards", "--store", metavar="STORE", help="Folder of the store that precompute filled.")
@@ -40,7 +40,7 @@ def tables(
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="Only the rows of this method; repeatable.", show_default="all rows"),
+        typer.Option(metavar="NAME", help="Only the rows of this method; repeatable.", show_default="all rows"),
     ] = None,
     seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Runs a row: seeds 0 to N-1.")] = 1,
     split: Annotated[str, typer.Option(help="What is measured: val, or several, separated by commas.")] = PAPER_SPLIT,
@@ -62,7 +62,9 @@ def tables(
     ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="Trainings at once.", show_default="one a core and 4 at most; 1 on a GPU"),
+        typer.Option(
+            metavar="N", min=1, help="Trainings at once.", show_default="one a core and 4 at most; 1 on a GPU"
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto is the GPU where there is one.")] = "auto",
 ) -> None:
@@ -73,7 +75,8 @@ def tables(
     Writes   DIR: tables.md, table-1.csv, table-1.tex and so on; runs, results
     Example  weakmcn tables --shards demo/store --dataset refcoco+
              weakmcn tables 1 2 ablations --shards demo/store --seeds 3
-             weakmcn --with mine.py tables 5 --shards demo/store --method mine --no-speed
+             weakmcn --with mine.py tables 5 --shards demo/store \\
+                 --method mine --no-speed
 
     \b
     1  the mask head, no mask head, and SAM in its place

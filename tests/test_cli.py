@@ -1,5 +1,6 @@
 """The command line: help that is instant and useful, faults in one line with the right exit code, typed settings."""
 
+import inspect
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ from weakmcn.cli.settings import override
 from weakmcn.model.config import ModelConfig, TrainConfig
 from weakmcn.shards.errors import ConfigError
 
+from . import pages
 from .faults.commands import Commands
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +29,8 @@ COMMANDS = (
     "predict",
     "serve",
     "export",
+    "report",
+    "tables",
     "convert",
     "doctor",
     "presets",
@@ -52,10 +56,10 @@ print(*[name for name in {HEAVY} if name in sys.modules])
 
 @pytest.fixture(scope="module")
 def helps() -> dict[str, str]:
-    """Command -> its help; and, as "loaded", what was imported for all of them."""
+    """Command -> its help on a terminal of 80 columns; and, as "loaded", what was imported for all of them."""
     words = [sys.executable, "-c", PRINT_HELP, "", *COMMANDS]
-    wide = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
-    printed = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60, env=wide)
+    narrow = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1"}
+    printed = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60, env=narrow)
     parts = re.split(r"^@ ?(.*)\n", printed.stdout, flags=re.MULTILINE)[1:]
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
@@ -69,9 +73,28 @@ def test_help_says_what_a_command_needs_what_it_writes_and_gives_an_example(
     helps: dict[str, str], command: str
 ) -> None:
     text = helps[command]
-    assert "Needs" in text
-    assert re.search("writes|removes", text, re.IGNORECASE)
-    assert re.search(rf"Example:?\s+weakmcn {command}", text)
+    table = re.search(
+        r"^ Needs    .*?^ (?:Writes  |Removes ) .*?^ Example  (.*?)(?=^ *$)", text, re.DOTALL | re.MULTILINE
+    )
+    assert table
+    assert table[1].startswith(f"weakmcn {command}")
+    continued = r" (Needs  |Writes |Removes|Example|       ) +\S"
+    assert [line for line in table[0].splitlines() if not re.match(continued, line)] == []
+
+
+@pytest.mark.parametrize("command", pages.commands())
+def test_lines_broken_by_hand_fit_80_columns(command: str) -> None:
+    paragraphs = inspect.cleandoc(pages.commands()[command].help).split("\n\n")
+    by_hand = [line for text in paragraphs if "\n" in text for line in text.splitlines()]
+    assert [line for line in by_hand if len(line) > 78] == []
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_names_no_type_beside_a_flag_and_no_default_in_two_pairs_of_brackets(
+    helps: dict[str, str], command: str
+) -> None:
+    for jargon in ("<bool>", " range>", "default: ("):
+        assert jargon not in helps[command]
 
 
 def test_the_first_help_lists_every_command(helps: dict[str, str]) -> None:

@@ -130,6 +130,17 @@ def test_without_a_truth_all_but_the_predicted_mask_is_dimmed() -> None:
     assert (drawn[5, 5] < 130).all()
 
 
+def test_lines_grow_with_a_large_picture() -> None:
+    rgb = np.full((100, 150, 3), 60, np.uint8)
+    marks = Marks(box=np.array([30.0, 20.0, 120.0, 80.0]), mask=None)
+    widths = []
+    for longest in (150, 340, 960):
+        drawn = np.asarray(marked_photo(rgb, None, marks, longest, longest)).astype(int)
+        middle = drawn[drawn.shape[0] // 2, : drawn.shape[1] // 2]
+        widths.append(int((np.abs(middle - YELLOW).max(axis=1) < 40).sum()))
+    assert widths == [2, 2, 4]
+
+
 def test_a_long_expression_ends_in_an_ellipsis_and_keeps_the_cell_s_size() -> None:
     sizes = set()
     for expression in ("ring", "the " * 80 + "ring", "r" * 300, ""):

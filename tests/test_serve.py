@@ -316,4 +316,7 @@ def test_in_a_browser_a_photograph_and_a_phrase_give_a_picture_of_box_and_mask(
         browser.wait("document.querySelector('#message.fault') !== null")
         message = browser.value("document.querySelector('#message').textContent")
         assert message.startswith("the photograph: not an image (a web page)")
+        browser.wait("document.querySelector('#result').hidden")  # and no broken picture
+        browser.choose("#photo", photo)
+        browser.wait("!document.querySelector('#result').hidden")
     shutil.rmtree(tmp_path / "profile", ignore_errors=True)

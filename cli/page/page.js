@@ -82,6 +82,7 @@ async function ask(event) {
 }
 
 at("ask").addEventListener("submit", ask);
+at("picture").addEventListener("error", () => { at("result").hidden = true; });
 at("photo").addEventListener("change", () => choose(at("photo").files[0]));
 for (const kind of ["dragover", "dragleave", "drop"]) {
   at("drop").addEventListener(kind, (event) => {
