@@ -341,7 +341,7 @@ def test_the_presets_are_those_and_the_pocket_one() -> None:
 @pytest.mark.parametrize(("typed", "meant"), [("refcco", "refcoco"), ("RefCOCO+", "refcoco+"), ("poket", "pocket")])
 def test_a_mistyped_preset_is_answered_with_the_nearest(typed: str, meant: str) -> None:
     for find in (preset, train_preset):
-        with pytest.raises(ConfigError, match=f"Did you mean '{meant.replace('+', '[+]')}'"):
+        with pytest.raises(ConfigError, match=f"did you mean '{meant.replace('+', '[+]')}'"):
             find(typed)
 
 
