@@ -129,7 +129,7 @@ MUTANTS = (
             ('        named |= {f"ema/{name}": tensor for name, tensor in self.average.shadow.items()}\n', ""),
             ('        self.average.restore(under("ema/", saved.tensors))\n', ""),
         ),
-        tests=("tests/test_resuming.py",),
+        tests=("tests/test_training.py",),
     ),
     Mutant(
         name="a run goes on with other data",
