@@ -67,13 +67,14 @@ class Answerer:
         """Edge of the canvas that a photo's letterbox must be for, pixels."""
         return self._config.side_px
 
-    def unknown_words(self, phrase: str) -> list[str]:
-        """Words of the phrase that the run has never seen."""
-        return [word for word in words_of(phrase) if word not in self._vocabulary]
-
-    def knows(self, phrase: str) -> bool:
-        """Whether the run has seen a word of the phrase."""
-        return any(word in self._vocabulary for word in words_of(phrase))
+    def remark(self, phrase: str) -> str:
+        """What is to be told of a phrase with words that the run has never seen; "" of any other."""
+        unknown = self._vocabulary.unknown(phrase)
+        if not unknown:
+            return ""
+        is_all = len(unknown) == len(words_of(phrase))
+        whole = "; it knows no word of this, and its answer means nothing" if is_all else ""
+        return f"the run has never seen: {', '.join(unknown)}{whole}"
 
     def see(self, photos: Sequence[Photo], *, of: int | None = None) -> list[Columns]:
         """The columns of each photo as the store would give them, large maps with the codec's rounding.
@@ -124,7 +125,7 @@ class Answerer:
         return [
             Found(
                 phrase=text,
-                unknown_words=self.unknown_words(text),
+                unknown_words=self._vocabulary.unknown(text),
                 box=None if boxes is None else boxes[place],
                 objectness=None if boxes is None else float(predictions.scores[place]),
                 mask=None if masks is None else photo.letterbox.mask_to_photo(masks[place]),

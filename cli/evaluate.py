@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .options import StoreOfRun
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -40,10 +42,7 @@ def evaluate(
         typer.Option(metavar="FILE", help="Measure these instead of a run; with --shards and --dataset."),
     ] = None,
     split: Annotated[str, typer.Option(help="val, testA, testB, test or train.")] = "val",
-    shards: Annotated[
-        Path | None,
-        typer.Option("--shards", "--store", metavar="STORE", help="Folder of the store.", show_default="the run's own"),
-    ] = None,
+    shards: StoreOfRun = None,
     dataset: Annotated[
         str | None, typer.Option(help="Whose expressions: refcoco, refcoco+, …", show_default="the run's own")
     ] = None,

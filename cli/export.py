@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .options import StoreOfRun
+
 if TYPE_CHECKING:
     from ..model.labels import Label
     from ..model.run import Run
@@ -36,10 +38,7 @@ def export(
     out: Annotated[Path, typer.Option(metavar="FILE|DIR", help="A file; for simrec a new folder.")],
     form: Annotated[Format, typer.Option("--format", help="Whose format.")],
     split: Annotated[str, typer.Option(help="train, val, testA, …")] = "train",
-    shards: Annotated[
-        Path | None,
-        typer.Option("--shards", "--store", metavar="STORE", help="Folder of the store.", show_default="the run's own"),
-    ] = None,
+    shards: StoreOfRun = None,
     dataset: Annotated[
         str | None, typer.Option(help="Whose expressions: refcoco, refcoco+, …", show_default="the run's own")
     ] = None,

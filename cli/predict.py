@@ -143,9 +143,8 @@ def _tell_before(answerer: "Answerer", asked: Sequence["Question"], bad: Mapping
     from ..pipeline.images import shown
 
     for text in dict.fromkeys(text for question in asked for text in question.phrases):
-        if words := answerer.unknown_words(text):
-            whole = "" if answerer.knows(text) else "; it knows no word of this, and its answer means nothing"
-            typer.echo(f"“{shown(text)}”: the run has never seen: {shown(', '.join(words))}{whole}", err=True)
+        if remark := answerer.remark(text):
+            typer.echo(f"“{shown(text)}”: {shown(remark)}", err=True)
     for reason in bad.values():
         typer.echo(f"left out: {reason}", err=True)
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .options import StoreOfRun
+
 if TYPE_CHECKING:
     from ..model.evaluate import Evaluation
     from ..model.run import Run
@@ -28,10 +30,7 @@ def report(
         Path | None,
         typer.Option(metavar="DIR", help="Photographs and annotations.", show_default="where the store was made from"),
     ] = None,
-    shards: Annotated[
-        Path | None,
-        typer.Option("--shards", "--store", metavar="STORE", help="Folder of the store.", show_default="the run's own"),
-    ] = None,
+    shards: StoreOfRun = None,
     dataset: Annotated[
         str | None, typer.Option(help="Whose expressions: refcoco, refcoco+, …", show_default="the run's own")
     ] = None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .options import FilledStore
 from .table_rows import ALL_METHODS, PAPER_SPLIT, SAMS, TABLES, TEACHERS, Row, System, Table, teachers
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ def tables(
         list[str] | None,
         typer.Argument(metavar="1-5|ablations|teachers", help="Which tables.", show_default="1-5"),
     ] = None,
-    shards: Annotated[
-        Path, typer.Option("--shards", "--store", metavar="STORE", help="Folder of the store that precompute filled.")
-    ] = Path("store"),
+    shards: FilledStore = Path("store"),
     dataset: Annotated[str, typer.Option(help="Whose expressions: refcoco, refcoco+, …")] = "refcoco+",
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder of runs, results and tables; what is there is not made again.")

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from .options import FilledStore
+
 if TYPE_CHECKING:
     from ..shards.store import Store
 
@@ -38,9 +40,7 @@ def _show_settings(context: typer.Context, assignments: list[str] | None) -> lis
 
 
 def train(
-    shards: Annotated[
-        Path, typer.Option("--shards", "--store", metavar="STORE", help="Folder of the store that precompute filled.")
-    ],
+    shards: FilledStore,
     dataset: Annotated[str, typer.Option(help="Whose expressions: refcoco, refcoco+, refcocog, …")],
     out: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the run; an interrupted run in it goes on.")],
     method: Annotated[str, typer.Option(help=METHOD_HELP, is_eager=True)] = "weakmcn",

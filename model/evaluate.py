@@ -42,7 +42,7 @@ from .metrics import box_iou, iou_of_areas, mask_areas, summarise
 from .progress import counted
 from .references import Reference, references_of
 from .run import Run, device_of
-from .samples import cut_note
+from .samples import cut_note, unknown_note
 from .vocabulary import Vocabulary, words_of
 
 EMPTY = "empty expression"
@@ -227,16 +227,6 @@ def evaluate(
             *method.remarks(config),
         ],
     )
-
-
-def unknown_note(references: Sequence[Reference], vocabulary: Vocabulary) -> list[str]:
-    """What is to be told where expressions have words that the run has never seen."""
-    words = [word for reference in references for text in reference.sentences for word in words_of(text)]
-    unknown = [word for word in words if word not in vocabulary]
-    if not unknown:
-        return []
-    some = ", ".join([*dict.fromkeys(unknown)][:3])
-    return [f"{len(unknown):,} of {len(words):,} words were never seen by the run, to which all are one: {some}."]
 
 
 def _batch(

@@ -121,5 +121,15 @@ def cut_note(references: Sequence[Reference], max_tokens: int) -> list[str]:
     )
 
 
+def unknown_note(references: Sequence[Reference], vocabulary: Vocabulary) -> list[str]:
+    """A line that tells how many words the vocabulary does not have, and the first of them, if any is missing."""
+    sentences = [text for reference in references for text in reference.sentences]
+    unknown = [word for text in sentences for word in vocabulary.unknown(text)]
+    if not unknown:
+        return []
+    count, some = sum(len(words_of(text)) for text in sentences), ", ".join([*dict.fromkeys(unknown)][:3])
+    return [f"{len(unknown):,} of {count:,} words were never seen by the run, to which all are one: {some}."]
+
+
 def _left_out(count: int, total: int, reason: str) -> list[str]:
     return [f"{count:,} of {total:,} references are left out: {reason}."] if count else []

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from ..shards.choices import require_one_of
 from ..shards.errors import ConfigError
@@ -12,6 +12,8 @@ from .methods import method_of
 from .precision import PRECISIONS, Precision
 from .references import FIRST_SPLIT
 from .residence import PLACES, Asked
+
+Negatives = Literal["gathered", "local"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class TrainSettings:
     """Of a step's products, see precision.py; "auto" is bfloat16 on a GPU that has it."""
     compile: Compiler = "off"
     """Whether the modules that compute maps are compiled, see compiling.py."""
-    negatives: Literal["gathered", "local"] = "gathered"
+    negatives: Negatives = "gathered"
     """On several ranks, whether a text is contrasted with the images of the whole batch or of its rank alone."""
     checkpoint_minutes: float = 10
     """Between two checkpoints inside an epoch; every epoch ends with one anyway."""
@@ -56,7 +58,7 @@ class TrainSettings:
         require_one_of("precision", self.precision, PRECISIONS)
         require_one_of("compile", self.compile, COMPILERS)
         require_one_of("features", self.features, PLACES)
-        require_one_of("negatives", self.negatives, ("gathered", "local"))
+        require_one_of("negatives", self.negatives, get_args(Negatives))
         if self.precision == "bfloat16" and not method_of(self.method).bfloat16:
             raise ConfigError(f"precision={self.precision!r}: {self.method} is trained in float32 alone; leave it out.")
         if self.compile != "off" and not method_of(self.method).compiled:

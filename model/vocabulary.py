@@ -56,6 +56,10 @@ class Vocabulary:
             ids[place] = self._row_of.get(word, UNK)
         return ids
 
+    def unknown(self, sentence: str) -> list[str]:
+        """The words of a sentence that have no row, in their order; `ids` reads each as UNK."""
+        return [word for word in words_of(sentence) if word not in self._row_of]
+
     def __len__(self) -> int:
         return len(self.rows)
 

@@ -9,8 +9,7 @@ its own name.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ..shards.choices import did_you_mean
-from ..shards.errors import InputError
+from ..shards.choices import not_known
 from .references import Reference
 
 
@@ -151,7 +150,7 @@ def find_dataset(name: str) -> DatasetSpec:
     if spec is not None:
         return spec
     known = [*DATASETS, *ALIASES]
-    raise InputError(f"data set {name!r} is not known{did_you_mean(name, known)}; choose one of {', '.join(known)}.")
+    raise not_known(f"data set {name!r}", name, known)
 
 
 def count(references: Iterable[Reference]) -> dict[str, Counts]:

@@ -138,15 +138,13 @@ def write_coco(
         }
         for label in labels
     }
+    names = {number: name or f"category {number}" for number, name in categories.items()}
     description = "Pseudo labels: boxes and masks that a network predicted from expressions; nobody annotated them."
     value = {
         "info": {"description": description, "contributor": "weakmcn", "url": "", "version": "1.0", **facts},
         "licenses": [{"id": 1, "name": "that of the photographs", "url": ""}],
         "images": list(images.values()),
-        "categories": [
-            {"id": number, "name": name or f"category {number}", "supercategory": name}
-            for number, name in sorted(categories.items())
-        ],
+        "categories": [{"id": number, "name": name, "supercategory": name} for number, name in sorted(names.items())],
         "annotations": [_annotation(label) for label in labels],
     }
     write_bytes(path, f"{_dumped(value)}\n".encode())

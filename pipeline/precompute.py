@@ -106,6 +106,7 @@ def precompute(
     """
     store, data = Path(store), Path(data)
     console = console or Console(stderr=True)
+    plan_console = plan_console or console
     if executor not in EXECUTORS:
         raise not_known(f"executor {executor!r}", executor, EXECUTORS)
     refuse_foreign(store)
@@ -158,10 +159,10 @@ def precompute(
         if dry_run and not plan.is_done:
             shared = shared_note(plan, index_folder, dataset, splits, shards)
             plan = replace(plan, notes=(*shared, *plan.notes))
-        tell_plan(plan_console or console, index, plan)
+        tell_plan(plan_console, index, plan)
         if dry_run and any(stage.due for stage in plan.stages):
-            (plan_console or console).print()
-            (plan_console or console).print(codec_table(plan))
+            plan_console.print()
+            plan_console.print(codec_table(plan))
         require_fit(plan.networks, decided)
         report = Report(index=index, plan=plan, dry_run=dry_run, images={stage.stage.name: 0 for stage in plan.stages})
         if not dry_run:

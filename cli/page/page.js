@@ -65,14 +65,12 @@ async function ask(event) {
       body: photo,
     }));
     const facts = [
-      ...(answer.box_xywh ? [["box", corners(answer.box_xyxy)]] : []),
+      ...(answer.box_xyxy ? [["box", corners(answer.box_xyxy)]] : []),
       ...(answer.objectness === undefined ? [] : [["objectness", answer.objectness.toFixed(2)]]),
     ];
     if ("mask_px" in answer) facts.push(["mask", answer.mask_px ? `${answer.mask_px.toLocaleString("en")} px` : "empty"]);
     show(answer.picture, `“${answer.phrase}”`, facts);
-    const unknown = answer.unknown_words;
-    const whole = answer.knows ? "" : "; it knows no word of this, and its answer means nothing";
-    say(unknown.length ? `The run has never seen: ${unknown.join(", ")}${whole}` : "");
+    say(answer.remark.charAt(0).toUpperCase() + answer.remark.slice(1));
   } catch (fault) {
     const isLost = fault instanceof TypeError || fault instanceof SyntaxError;
     say(isLost ? "No answer: is weakmcn serve still running?" : fault.message, true);
