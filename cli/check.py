@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import completion
+from .options import AsJson
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -46,6 +49,7 @@ def check(
             metavar="NAME",
             help="Only this one, and it must be there; may be repeated.",
             show_default="all that are there",
+            autocompletion=completion.datasets,
         ),
     ] = None,
     decode: Annotated[
@@ -55,7 +59,7 @@ def check(
         Path | None,
         typer.Option(metavar="FILE", help="Word vectors, as train takes them: how many words have one."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead, and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Look at a folder of data sets: what is there, what is missing, what is broken, what to beware of.
 

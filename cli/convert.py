@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import completion
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -26,12 +28,18 @@ def convert(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Sizes, recipe and frozen networks: refcoco, refcoco-small, …", show_default="what fits its shapes"
+            help="Sizes, recipe and frozen networks: refcoco, refcoco-small, …",
+            show_default="what fits its shapes",
+            autocompletion=completion.presets,
         ),
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(help="Whose expressions: refcoco, refcocog-umd, …", show_default="told by FILE.json's name"),
+        typer.Option(
+            help="Whose expressions: refcoco, refcocog-umd, …",
+            show_default="told by FILE.json's name",
+            autocompletion=completion.datasets,
+        ),
     ] = None,
     detector: Annotated[
         Path | None,

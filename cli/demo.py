@@ -164,7 +164,8 @@ def _draw(data: Path, flavour: "Flavour", images: int, seed: int) -> "PocketSumm
     with Progress(Console(stderr=True)) as progress:
         summary = write_pocket(data, flavour=flavour, images=images, seed=seed, progress=progress)
     counts = ", ".join(f"{split} {count['sentences']:,}" for split, count in summary.splits.items())
-    typer.echo(f"{data}: {images:,} photographs; sentences: {counts}{'; was there already' if summary.kept else ''}")
+    told = [f"{images:,} photographs", f"sentences: {counts}", summary.unasked, "was there already" * summary.kept]
+    typer.echo(f"{data}: {'; '.join(filter(None, told))}")
     return summary
 
 

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import completion
+from .options import AsJson
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -29,10 +32,14 @@ def doctor(
     ray: Annotated[bool, typer.Option("--ray", help="Start Ray too, and stop it again.")] = False,
     model: Annotated[
         str | None,
-        typer.Option(metavar="PRESET", help="Count this preset's parameters instead: refcoco, refcoco-small, …"),
+        typer.Option(
+            metavar="PRESET",
+            help="Count this preset's parameters instead: refcoco, refcoco-small, …",
+            autocompletion=completion.presets,
+        ),
     ] = None,
     method: Annotated[str, typer.Option(help="With --model: weakmcn, refclip or apl.")] = "weakmcn",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead, and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Look at this machine and at the weights of the frozen networks; or count a network's parameters.
 

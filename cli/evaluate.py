@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import StoreOfRun
+from .options import AsJson, DatasetOfRun, Device, Split, StoreOfRun
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,13 +41,11 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE", help="Measure these instead of a run; with --shards and --dataset."),
     ] = None,
-    split: Annotated[str, typer.Option(help="val, testA, testB, test or train.")] = "val",
+    split: Split = "val",
     shards: StoreOfRun = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Whose expressions: refcoco, refcoco+, …", show_default="the run's own")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table, and nothing else.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto is the GPU where there is one.")] = "auto",
+    dataset: DatasetOfRun = None,
+    as_json: AsJson = False,
+    device: Device = "auto",
 ) -> None:
     """Measure a run, or anyone's predictions, on every sentence of a split; one checkpoint answers for boxes and masks.
 

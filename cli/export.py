@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import StoreOfRun
+from . import completion
+from .options import DatasetOfRun, Device, StoreOfRun
 
 if TYPE_CHECKING:
     from ..model.labels import Label
@@ -37,11 +38,9 @@ def export(
     run: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the run.")],
     out: Annotated[Path, typer.Option(metavar="FILE|DIR", help="A file; for simrec a new folder.")],
     form: Annotated[Format, typer.Option("--format", help="Whose format.")],
-    split: Annotated[str, typer.Option(help="train, val, testA, …")] = "train",
+    split: Annotated[str, typer.Option(help="train, val, testA, …", autocompletion=completion.splits)] = "train",
     shards: StoreOfRun = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Whose expressions: refcoco, refcoco+, …", show_default="the run's own")
-    ] = None,
+    dataset: DatasetOfRun = None,
     mask: Annotated[
         MaskFrom | None,
         typer.Option(
@@ -62,7 +61,7 @@ def export(
             metavar="X", min=0, max=1, help="Leave out answers whose box and mask overlap less.", show_default="none"
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto is the GPU where there is one.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Write pseudo labels: for every sentence of a split the box and mask that a run predicts.
 

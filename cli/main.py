@@ -42,7 +42,8 @@ INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 _terminated = threading.Event()
 DEBUG = "--debug"
-STOPPED = "interrupted; what was finished is kept, the same command goes on from there."
+GO_ON = ("demo", "precompute", "train", "tables")
+"""Commands that, interrupted and typed again, go on where they were."""
 
 
 def reflowed(docstring: str | None) -> str:
@@ -137,14 +138,27 @@ def main() -> int:
     except SystemExit as ended:
         if ended.code != TERMINATED and not _terminated.is_set():  # Ray turns ours into one of its own at times
             raise
-        return _tell(STOPPED, TERMINATED, debug)
+        return _tell(_stopped(), TERMINATED, debug)
     except OSError as fault:
         if fault.filename is None:
             raise
         return _tell(f"{fault.filename}: {fault.strerror}.", 1, debug)
     if status == INTERRUPTED:  # typer turned the KeyboardInterrupt into this
-        return _tell(STOPPED, status, debug)
+        return _tell(_stopped(), status, debug)
     return status or 0
+
+
+def _stopped() -> str:
+    """What is said of the command of this process where a signal ended it."""
+    words = iter(sys.argv[1:])
+    for word in words:
+        if word == "--with":
+            next(words, None)
+        elif not word.startswith("-"):
+            if word in GO_ON:
+                return "interrupted; what was finished is kept, the same command goes on from there."
+            break
+    return "interrupted."
 
 
 def _tell(fault: Exception | str, status: int, debug: bool) -> int:

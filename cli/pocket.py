@@ -59,6 +59,8 @@ def pocket(
     for split, counts in summary.splits.items():
         table.add_row(split, *(f"{counts[name]:,}" for name in ("images", "references", "sentences")))
     Console().print(table)
+    if summary.unasked:
+        typer.echo(f"{summary.unasked}.")
     typer.echo(f"{root}: {'was there already, kept' if summary.kept else 'done'}.")
     words = ["--data", str(root), "--dataset", flavour.value, "--split", "train,val", "--store", "store"]
     typer.echo(f"Next: {shlex.join(['weakmcn', 'precompute', *words])}")

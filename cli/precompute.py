@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from . import completion
+
 
 class DetectorBn(StrEnum):
     """Where the detector's BatchNorm statistics come from."""
@@ -23,20 +25,30 @@ class ExecutorName(StrEnum):
 
 def precompute(
     data: Annotated[Path, typer.Option(help="Folder of the data sets: annotations and photographs.")],
-    dataset: Annotated[str, typer.Option(help="refcoco, refcoco+, refcocog-umd, refcocog-google, refclef, ...")],
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="refcoco, refcoco+, refcocog-umd, refcocog-google, refclef, …", autocompletion=completion.datasets
+        ),
+    ],
     store: Annotated[Path, typer.Option(help="Folder of the store; made if it is not there.")],
-    split: Annotated[str, typer.Option(help="Splits whose photographs are wanted, with commas.")] = "train",
+    split: Annotated[
+        str, typer.Option(help="Splits whose photographs are wanted, with commas.", autocompletion=completion.splits)
+    ] = "train",
     stages: Annotated[
         str | None,
         typer.Option(
             help="Only these, with commas: detect, dino, sam, masks, clip, extra (yours), or all of the program.",
             show_default="detect, dino, sam, masks",
+            autocompletion=completion.stages,
         ),
     ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Networks and sizes: pocket, refcoco, refcoco-small, sam-b, …", show_default="the store's, else pocket"
+            help="Networks and sizes: pocket, refcoco, refcoco-small, sam-b, …",
+            show_default="the store's, else pocket",
+            autocompletion=completion.frozen_presets,
         ),
     ] = None,
     codec: Annotated[
@@ -44,6 +56,7 @@ def precompute(
         typer.Option(
             help="How large maps are kept: f16, bf16, u8 (half the size) or f32 (exact).",
             show_default="the store's, else f16",
+            autocompletion=completion.codecs,
         ),
     ] = None,
     checkpoint: Annotated[

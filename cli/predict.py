@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .options import Device, MovedCheckpoints
+
 if TYPE_CHECKING:
     from ..model.run import Run
     from ..pipeline.images import Photo
@@ -44,11 +46,8 @@ def predict(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out photographs that cannot be used; exit code 3 then.")
     ] = False,
-    checkpoint: Annotated[
-        list[str] | None,
-        typer.Option(metavar="STAGE=FILE", help="Where the weights of a frozen network are now; may be repeated."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto is the GPU where there is one.")] = "auto",
+    checkpoint: MovedCheckpoints = None,
+    device: Device = "auto",
 ) -> None:
     """Find what phrases name on photographs: boxes and masks, and pictures of them.
 
@@ -98,7 +97,7 @@ def predict(
             _tell(question, found, named=len(asked) > 1)
     written = output.end(rows, facts)
     if as_json:
-        skipped = [{"image": str(path), "reason": reason} for path, reason in bad.items()]
+        skipped = [{"image": str(path), "reason": reason.removeprefix(f"{path}: ")} for path, reason in bad.items()]
         typer.echo(json.dumps({**facts, "photographs": rows, "skipped": skipped}, indent=2, allow_nan=False))
     else:
         for path in written:

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import completion
+from .options import AsJson
+
 if TYPE_CHECKING:
     from ..model.config import ModelConfig, TrainConfig
     from ..pipeline.config import PipelineConfig
@@ -37,9 +40,14 @@ class Value:
 
 def presets(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Show every value of this one, with its source.")
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            help="Show every value of this one, with its source.",
+            autocompletion=completion.frozen_presets,
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead, and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the presets; or show every setting of one, with where its value comes from.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import StoreOfRun
+from .options import DatasetOfRun, Device, Split, StoreOfRun
 
 if TYPE_CHECKING:
     from ..model.evaluate import Evaluation
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
-    split: Annotated[str, typer.Option(help="val, testA, testB, test or train.")] = "val",
+    split: Split = "val",
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The page.", show_default="RUN-SPLIT.html, here")
     ] = None,
@@ -31,10 +31,8 @@ def report(
         typer.Option(metavar="DIR", help="Photographs and annotations.", show_default="where the store was made from"),
     ] = None,
     shards: StoreOfRun = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Whose expressions: refcoco, refcoco+, …", show_default="the run's own")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto is the GPU where there is one.")] = "auto",
+    dataset: DatasetOfRun = None,
+    device: Device = "auto",
 ) -> None:
     """Write one page about a run: results, pictures, what makes it fail, how it was trained.
 

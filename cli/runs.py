@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import completion
+from .options import AsJson, Split
 from .plain_help import PlainGroup
 
 if TYPE_CHECKING:
@@ -28,7 +30,8 @@ class _ListFirst(PlainGroup):
     """A group whose command `list` may go unsaid: `weakmcn runs DIR`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or (args[0] not in self.commands and args[0] != "--help"):
+        is_completed = ctx.resilient_parsing  # by the shell: the word may be the beginning of a command
+        if not is_completed and (not args or (args[0] not in self.commands and args[0] != "--help")):
             args = ["list", *args]
         return super().parse_args(ctx, args)
 
@@ -68,7 +71,7 @@ def list_runs(
         list[Path] | None,
         typer.Argument(metavar="DIR", help="Folders that hold runs.", show_default="./runs, or here"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead, and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show every run: method, settings, epochs, newest figures, training time.
 
@@ -101,11 +104,16 @@ def list_runs(
 def compare_runs(
     a: Annotated[Path, typer.Argument(metavar="A", help="Folder of a run.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Folder of the one that is held against it.")],
-    split: Annotated[str, typer.Option(help="val, testA, testB, test or train.")] = "val",
+    split: Split = "val",
     dataset: Annotated[
-        str | None, typer.Option(help="Whose expressions: refcoco, refcoco+, …", show_default="that of A")
+        str | None,
+        typer.Option(
+            help="Whose expressions: refcoco, refcoco+, …",
+            show_default="that of A",
+            autocompletion=completion.datasets,
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table, and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Hold run B against run A on the same sentences, with confidence intervals.
 

@@ -5,17 +5,16 @@ from typing import Annotated
 
 import typer
 
+from .options import Device, MovedCheckpoints
+
 
 def serve(
     run: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the run.")],
     port: Annotated[
         int, typer.Option(metavar="PORT", min=0, max=65535, help="Of this machine; 0 takes any that is free.")
     ] = 8000,
-    checkpoint: Annotated[
-        list[str] | None,
-        typer.Option(metavar="STAGE=FILE", help="Where the weights of a frozen network are now; may be repeated."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto is the GPU where there is one.")] = "auto",
+    checkpoint: MovedCheckpoints = None,
+    device: Device = "auto",
 ) -> None:
     """Try photographs and phrases on a page of this machine: choose one, type what to find, see box and mask.
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import FilledStore
+from . import completion
+from .options import Device, FilledStore
 from .table_rows import ALL_METHODS, PAPER_SPLIT, SAMS, TABLES, TEACHERS, Row, System, Table, teachers
 
 if TYPE_CHECKING:
@@ -29,23 +30,42 @@ def tables(
         typer.Argument(metavar="1-5|ablations|teachers", help="Which tables.", show_default="1-5"),
     ] = None,
     shards: FilledStore = Path("store"),
-    dataset: Annotated[str, typer.Option(help="Whose expressions: refcoco, refcoco+, …")] = "refcoco+",
+    dataset: Annotated[
+        str, typer.Option(help="Whose expressions: refcoco, refcoco+, …", autocompletion=completion.datasets)
+    ] = "refcoco+",
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder of runs, results and tables; what is there is not made again.")
     ] = Path("tables"),
     preset: Annotated[
         str | None,
-        typer.Option(help="Sizes and recipe, as for train.", show_default="what fits the store and the data set"),
+        typer.Option(
+            help="Sizes and recipe, as for train.",
+            show_default="what fits the store and the data set",
+            autocompletion=completion.presets,
+        ),
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Only the rows of this method; repeatable.", show_default="all rows"),
+        typer.Option(
+            metavar="NAME",
+            help="Only the rows of this method; repeatable.",
+            show_default="all rows",
+            autocompletion=completion.methods,
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Runs a row: seeds 0 to N-1.")] = 1,
-    split: Annotated[str, typer.Option(help="What is measured: val, or several, separated by commas.")] = PAPER_SPLIT,
+    split: Annotated[
+        str,
+        typer.Option(help="What is measured: val, or several, separated by commas.", autocompletion=completion.splits),
+    ] = PAPER_SPLIT,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Change a setting of every row, as for train; repeatable."),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Change a setting of every row, as for train; repeatable.",
+            autocompletion=completion.settings,
+        ),
     ] = None,
     words: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Word vectors, as for train.", show_default="random, learned")
@@ -65,7 +85,7 @@ def tables(
             metavar="N", min=1, help="Trainings at once.", show_default="one a core and 4 at most; 1 on a GPU"
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto is the GPU where there is one.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Train and measure every system of the paper's tables on one store, and write the tables.
 

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .options import FilledStore
+from . import completion
+from .completion import SHIPPED
+from .options import Device, FilledStore
 
 if TYPE_CHECKING:
     from ..shards.store import Store
 
-METHOD_HELP = "What is trained: weakmcn, refclip, apl, tris-c, tris-c2 or sag-c."
+METHOD_HELP = f"What is trained: {', '.join(SHIPPED[:-1])} or {SHIPPED[-1]}."
 EXAMPLE_PRESET = "refcoco"
 """Whose values `--set help` shows where no preset is named."""
 
@@ -41,15 +43,21 @@ def _show_settings(context: typer.Context, assignments: list[str] | None) -> lis
 
 def train(
     shards: FilledStore,
-    dataset: Annotated[str, typer.Option(help="Whose expressions: refcoco, refcoco+, refcocog, …")],
+    dataset: Annotated[
+        str,
+        typer.Option(help="Whose expressions: refcoco, refcoco+, refcocog, …", autocompletion=completion.datasets),
+    ],
     out: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the run; an interrupted run in it goes on.")],
-    method: Annotated[str, typer.Option(help=METHOD_HELP, is_eager=True)] = "weakmcn",
+    method: Annotated[
+        str, typer.Option(help=METHOD_HELP, is_eager=True, autocompletion=completion.methods)
+    ] = "weakmcn",
     preset: Annotated[
         str | None,
         typer.Option(
             help="Sizes and recipe: refcoco, refcoco+, refcocog, each with -small, or pocket.",
             show_default="what fits the store and the data set",
             is_eager=True,
+            autocompletion=completion.presets,
         ),
     ] = None,
     words: Annotated[
@@ -71,6 +79,7 @@ def train(
             metavar="NAME=VALUE",
             help="Change one setting, model.… or train.…; may be repeated. --set help lists them all.",
             callback=_show_settings,
+            autocompletion=completion.settings,
         ),
     ] = None,
     sampling: Annotated[
@@ -105,7 +114,7 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Losses for TensorBoard too, in RUN/tensorboard; needs its package.")
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto is the GPU where there is one.")] = "auto",
+    device: Device = "auto",
     devices: Annotated[
         int,
         typer.Option(metavar="N", help="Processes that share every batch, a GPU each; or start them with torchrun."),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..shards.errors import InputError
+from .metrics import percent
 from .results import Kept
 
 RESAMPLES = 10_000
@@ -64,7 +65,7 @@ def compare(a: Kept, b: Kept, *, resamples: int = RESAMPLES, seed: int = SEED) -
     figures = []
     for name, (of_a, of_b) in columns.items():
         low, high = np.quantile(resampled[name], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-        mean_a, mean_b = 100 * float(np.mean(of_a)), 100 * float(np.mean(of_b))
+        mean_a, mean_b = percent(float(np.mean(of_a))), percent(float(np.mean(of_b)))
         figures.append(
             Difference(figure=name, a=mean_a, b=mean_b, difference=mean_b - mean_a, low=float(low), high=float(high))
         )

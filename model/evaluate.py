@@ -38,7 +38,7 @@ from .config import ModelConfig
 from .loader import Loader, ahead, columns_of
 from .mask_answers import photo_pixels
 from .methods import Method
-from .metrics import box_iou, iou_of_areas, mask_areas, summarise
+from .metrics import box_iou, iou_of_areas, mask_areas, percent, summarise
 from .progress import counted
 from .references import Reference, references_of
 from .run import Run, device_of
@@ -207,7 +207,7 @@ def evaluate(
     summary = summarise(ordered)
     if not method.boxes:
         summary = {name: value for name, value in summary.items() if name not in ABOUT_BOXES}
-        summary["pointm"] = 100 * float(np.mean([record.points is True for record in ordered]))
+        summary["pointm"] = percent(float(np.mean([record.points is True for record in ordered])))
         told.append(f"{NO_BOXES} PointM {summary['pointm']:.1f}: the mask's highest pixel lies in the true mask.")
     if not predicts_masks:
         summary = {name: summary[name] for name in OF_BOXES}
@@ -383,12 +383,12 @@ class _Judge:
 
         chooses: whether the system answers with a candidate, which could then be given SAM's mask.
         """
-        share = 100 / max(1, sentences)
         names = [name for name in BASELINES if chooses or name != "sam_mask_of_box"]
-        right = {name: {"rec_acc50": share * self._right[name]} for name in names}
+        total = max(1, sentences)
+        right = {name: {"rec_acc50": percent(self._right[name] / total)} for name in names}
         if not self._has_masks:
             return right
-        return {name: {**right[name], "res_miou": share * self._mask_iou[name]} for name in names}
+        return {name: {**right[name], "res_miou": percent(self._mask_iou[name] / total)} for name in names}
 
     def _count(self, name: str, fit: Fit, chosen: int | slice, weight: int) -> None:
         """chosen: the candidate that answers, or several, each as likely as the others."""

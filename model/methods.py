@@ -69,6 +69,8 @@ class Method:
     """Preset -> sizes and optimisation, where the method has its own."""
     lessons: Callable[[Material], Lessons] = Lessons
     """What it learns from beside columns and words."""
+    schedule: Callable[[Any, int], Sequence[str]] = lambda config, epochs: ()
+    """(configuration, epochs) -> which term of the loss begins when; lines told before training."""
     remarks: Callable[[Any], Sequence[str]] = lambda config: ()
     """What a reader of its figures must know, a line each."""
     code: Code | None = None
@@ -117,6 +119,7 @@ METHODS: dict[str, Method] = {
         bfloat16=True,
         compiled=("fusion", "rec_banks", "res_banks", "mask_head"),
         late=("masks",),
+        schedule=weakmcn.schedule,
     ),
     "refclip": Method(
         build=lambda config, vocabulary, words: RefCLIP(config, len(vocabulary), words),

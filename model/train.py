@@ -175,7 +175,8 @@ def train(
             if ranks.first:
                 covered = [table.summary] if table else []
                 odd = odd_settings(method, settings.model, settings.train, has_words=words is not None)
-                for note in (*notes, *samples.notes, *covered, *odd, str(residence)):
+                begins = method.schedule(settings.model, settings.train.epochs)
+                for note in (*notes, *samples.notes, *covered, *odd, *begins, str(residence)):
                     tell(note)
                 cut_to(run.metrics, log_bytes)
             loader.features = residence.features(loader.reader, samples.keys, device)

@@ -26,6 +26,21 @@ def fields_of(config: ModelConfig) -> tuple[str, ...]:
     return ("dark_s8", "dark_s16", "dark_s32", *config.banks, "cells", "boxes", *(("masks",) if config.wres else ()))
 
 
+def schedule(config: ModelConfig, epochs: int) -> tuple[str, ...]:
+    """When in so many epochs the mask head begins to learn, and why its loss may be 0 after that; a line each."""
+    if not config.wres or epochs <= config.warm_epochs:
+        return ()
+    told = []
+    if config.warm_epochs > 0:
+        told.append(f"The mask head learns from epoch {config.warm_epochs + 1} on; until then mask and scl are 0.")
+    if config.isl and config.isl_start_epoch < epochs:
+        told.append(
+            f"From epoch {max(config.isl_start_epoch, config.warm_epochs) + 1} on a mask teaches only where it agrees "
+            f"with its box, IoU > {config.isl_threshold} (ISL); mask 0 then means that none did."
+        )
+    return tuple(told)
+
+
 @dataclass(frozen=True, eq=False)
 class Losses:
     """Scalars of one step, on several ranks each rank's share of them; a term that was not computed is 0."""

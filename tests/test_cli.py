@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from weakmcn.cli.completion import SHIPPED
 from weakmcn.cli.main import app
 from weakmcn.cli.settings import override
 from weakmcn.model.config import ModelConfig, TrainConfig
+from weakmcn.model.methods import METHODS
 from weakmcn.shards.errors import ConfigError
 
 from . import pages
@@ -93,8 +95,43 @@ def test_lines_broken_by_hand_fit_80_columns(command: str) -> None:
 def test_help_names_no_type_beside_a_flag_and_no_default_in_two_pairs_of_brackets(
     helps: dict[str, str], command: str
 ) -> None:
-    for jargon in ("<bool>", " range>", "default: ("):
+    for jargon in ("<bool>", " range>", "<list[", "<Path>", "default: ("):
         assert jargon not in helps[command]
+
+
+def completed(typed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What a shell offers for the last word of a command line."""
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(typed.count(" ")))
+    monkeypatch.setenv("_WEAKMCN_COMPLETE", "complete_bash")
+    with pytest.raises(SystemExit):
+        app([], prog_name="weakmcn")
+    return capsys.readouterr().out.split()
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("weakmcn runs c", ["compare"]),
+        ("weakmcn eval --split te", ["testA", "testB", "test", "testC"]),
+        ("weakmcn precompute --split train,v", ["train,val"]),
+        ("weakmcn train --set model.wr", ["model.wrec_dim=", "model.wres_dim=", "model.wres="]),
+        ("weakmcn train --preset p", ["pocket"]),
+        ("weakmcn precompute --preset sam", ["sam-b", "sam-l", "sam-h"]),
+        ("weakmcn precompute --dataset refcocog", ["refcocog-umd", "refcocog-google", "refcocog"]),
+        ("weakmcn precompute --stages detect,d", ["detect,detect", "detect,dino"]),
+        ("weakmcn precompute --codec b", ["bf16"]),
+        ("weakmcn train --method tris", ["tris-c", "tris-c2"]),
+    ],
+)
+def test_a_shell_completes_commands_and_values(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], typed: str, offered: list[str]
+) -> None:
+    assert completed(typed, monkeypatch, capsys) == offered
+
+
+def test_the_methods_that_are_told_are_all_there_are() -> None:
+    assert tuple(name for name, method in METHODS.items() if method.code is None) == SHIPPED
 
 
 def test_the_first_help_lists_every_command(helps: dict[str, str]) -> None:
@@ -173,6 +210,7 @@ def test_a_signal_ends_a_command_with_the_code_that_shells_expect(
     begun.until(lambda: (tmp_path / "world" / "images").exists())
     os.kill(begun.pid, number)
     assert begun.ended() == status
+    assert begun.err.splitlines()[-1] == "weakmcn: interrupted."  # nothing of it goes on
     assert "Traceback" not in begun.err
 
 

@@ -77,6 +77,12 @@ def test_the_constant_that_makes_two_empty_masks_equal_lifts_an_exact_half_above
     assert summarise([Record(0, half)])["pr50"] == 100
 
 
+def test_a_figure_is_0_where_no_mask_hits() -> None:
+    missed = float(mask_iou(np.array([[1, 0]]), np.array([[0, 1]])))
+    assert missed > 0
+    assert summarise([Record(0, missed, 0, 2)])["res_miou"] == 0
+
+
 def test_mask_iou_broadcasts_candidates_against_one_truth() -> None:
     truth = np.array([[1, 1], [0, 0]], bool)
     candidates = np.array([[[1, 1], [0, 0]], [[1, 0], [0, 0]], [[0, 0], [1, 1]]], bool)

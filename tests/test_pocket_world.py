@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 import pickletools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,13 @@ def test_splits_share_no_photo_and_each_has_enough(root: Path) -> None:
         assert set(photos) == expected
         assert min(map(len, photos.values())) >= 7
         assert sum(map(len, photos.values())) == len(set.union(*photos.values()))
+
+
+def test_photographs_that_no_split_has_are_counted(root: Path) -> None:
+    kept = write_pocket(root, flavour="refcoco", images=40, seed=5)
+    assert kept.unasked == ""
+    more = replace(kept, images=42)  # a scene of 900 or so has nothing that could be told from the rest
+    assert more.unasked == "2 of 42 photographs without a sentence, in no split"
 
 
 def test_flavours_of_one_root_split_alike(root: Path) -> None:

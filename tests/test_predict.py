@@ -235,6 +235,7 @@ def test_broken_photographs_are_left_out_and_told_on_request(
     assert [row["image"] for row in answers_in(tmp_path / "weakmcn-answers")] == [f"{broken}/0.jpg", f"{broken}/2.jpg"]
     printed = json.loads(run(*words, "--json").out)
     assert [row["image"] for row in printed["skipped"]] == [f"{broken}/1.jpg", f"{broken}/page.png"]
+    assert [row["reason"].partition(" (")[0] for row in printed["skipped"]] == ["cut short or damaged", "not an image"]
     assert len(printed["photographs"]) == 2
     for path in (broken / "0.jpg", broken / "2.jpg"):
         path.unlink()

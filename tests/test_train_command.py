@@ -4,12 +4,14 @@ import json
 import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from weakmcn.cli.settings import explained
+from weakmcn.model.methods import method_of
 from weakmcn.model.progress import fitting
 from weakmcn.model.run import Run
 from weakmcn.model.state import TrainState
@@ -27,6 +29,26 @@ def test_a_run_too_short_for_the_mask_head_is_told(
     assert "The mask head never trains: it begins after 1 epochs, this run has 1. " in capsys.readouterr().err
     train(settings(store, tmp_path / "other", recipe=short, model=replace(TINY, warm_epochs=0)))
     assert "mask head" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"warm_epochs": 2, "isl_start_epoch": 5}, ["epoch 3 on; until then mask and scl are 0", "From epoch 6 on"]),
+        ({"warm_epochs": 0, "isl_start_epoch": 5}, ["From epoch 6 on"]),
+        ({"warm_epochs": 2, "isl_start_epoch": 8}, ["epoch 3 on"]),  # eight epochs end before
+        ({"warm_epochs": 2, "isl": False}, ["epoch 3 on"]),
+        ({"warm_epochs": 8}, []),
+        ({"wres": False}, []),
+    ],
+)
+def test_it_is_told_when_the_mask_head_learns_and_when_its_loss_may_be_nothing(
+    changes: dict[str, Any], told: list[str]
+) -> None:
+    lines = method_of("weakmcn").schedule(replace(TINY, **changes), 8)
+    assert len(lines) == len(told)
+    for line, part in zip(lines, told, strict=True):
+        assert part in line
 
 
 def test_losses_are_told_in_the_order_of_their_fields_whatever_order_a_checkpoint_gave_them(store: Path) -> None:

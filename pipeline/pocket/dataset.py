@@ -65,6 +65,12 @@ class PocketSummary:
     kept: bool
     """It was there before, finished, and was left as it is."""
 
+    @property
+    def unasked(self) -> str:
+        """Of the photographs without a reference, which no split has; "" where there are none."""
+        count = self.images - sum(counts["images"] for counts in self.splits.values())
+        return f"{count:,} of {self.images:,} photographs without a sentence, in no split" if count else ""
+
 
 def write_pocket(
     root: Path, *, flavour: Flavour, images: int, seed: int, progress: Progress | None = None
