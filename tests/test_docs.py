@@ -1,8 +1,10 @@
 """What the documentation tells a reader to run, runs; what it points at is there; what it types exists."""
 
+import importlib
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields
 from itertools import pairwise
@@ -16,7 +18,7 @@ from weakmcn.model.methods import METHODS
 from weakmcn.pipeline import config as pipeline_config
 from weakmcn.shards.store import Store
 
-from .pages import PAGES, ROOT, blocks, codes, command_of, commands, options, said, shell_lines
+from .pages import PAGES, ROOT, blocks, codes, command_of, commands, options, said, shell_lines, text_of
 
 DOCS = ROOT / "docs"
 RUN = {("store.md", "webdataset")}
@@ -137,3 +139,32 @@ def test_every_command_line_of_a_code_block_is_complete(page: Path) -> None:
         name, rest = command_of(words)
         with suppress(typer.Exit):  # --help
             commands()[name].make_context(f"weakmcn {name}", rest).close()
+
+
+def just_words(text: str) -> list[list[str]]:
+    """What stands behind each `just` between backticks or in a shell block."""
+    lines = [*codes(text), *(line for block in blocks(text, "sh") for line in block.splitlines())]
+    return [line.split()[1:] for line in lines if line.startswith("just ")]
+
+
+JUST = {tuple(words) for page in PAGES for words in just_words(page.read_text("utf-8"))}
+MEASURED = sorted(words[1:] for words in JUST if words[0] == "bench")
+
+
+@pytest.mark.parametrize("words", MEASURED, ids=" ".join)
+def test_a_bench_that_a_figure_is_from_takes_the_words_that_are_told(words: Sequence[str]) -> None:
+    name, *rest = words
+    program = importlib.import_module(f"tests.bench.{name}")
+    app = typer.Typer()
+    app.command()(program.main)
+    typer.main.get_command(app).make_context(name, rest).close()
+
+
+def test_what_just_is_told_to_do_it_knows() -> None:
+    recipes = set(re.findall(r"^([a-z][\w-]*)[^:\n]*:", text_of("justfile"), re.MULTILINE))
+    assert {words[0] for words in JUST} <= recipes
+    for name in ("soak", "mutants"):
+        words = [sys.executable, "-m", f"tests.{name}", "--help"]
+        helped = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120, cwd=ROOT).stdout
+        asked = {word for words in JUST if words[0] == name for word in words if word.startswith("--")}
+        assert {option for option in asked if option not in helped} == set()

@@ -7,8 +7,8 @@ import pytest
 
 from . import clusters
 from .pages import PAGES, text_of
-from .walk import done, is_shown, lines_of, plain, steps, terminal, typed
-from .walked import make_demo, prepare
+from .walk import done, is_shown, lines_of, plain, steps, terminal, trained, typed
+from .walked import OF_QUICK, demo_of, has_quick, make_demo, prepare
 
 ELSEWHERE = "add-a-method.md"
 """test_own_methods.py types its commands, and looks at what they leave."""
@@ -26,14 +26,24 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_commands_of_a_page_run_in_order_and_print_what_it_shows(page: Path, made: Path, tmp_path: Path) -> None:
     todo = [step for step in steps(page.read_text("utf-8")) if not step.by_gate]
     if todo:
-        prepare(page.name, made, tmp_path)
+        prepare(page.name, demo_of(page.name, made), tmp_path)
     with terminal(tmp_path):
+        others = {step.figures_of for step in todo} - {"", trained()}
         for step in todo:
             status, printed = done(step)
             assert status == step.exit_code, f"{step.code}\n{printed}"
             if step.shown is not None:
-                shown, found = (plain(text, varies=step.varies) for text in (step.shown, printed))
+                varies = step.varies or step.figures_of in others
+                shown, found = (plain(text, varies=varies) for text in (step.shown, printed))
                 assert is_shown(shown, found), "\n".join([step.code, "-- shown", *shown, "-- printed", *found])
+    if others:
+        pytest.skip("all but its figures is as shown; they are of another training: " + why_other(page.name))
+
+
+def why_other(page: str) -> str:
+    if page in OF_QUICK and not has_quick():
+        return "weakmcn demo --quick makes it, in ./demo"
+    return "this machine or this torch rounds otherwise"
 
 
 def test_what_the_gate_is_said_to_type_it_types() -> None:
@@ -62,15 +72,22 @@ def test_only_where_a_page_says_so_figures_may_differ() -> None:
     assert plain(one) != plain(other)
     assert plain(one, varies=True) == plain(other, varies=True)
     assert plain(one, varies=True) != plain("REC 7.84, no mask", varies=True)
+    sure, unsure = (
+        "REC Acc@0.5 and RES mIoU: the interval leaves out zero.",
+        "Every interval holds zero: no difference.",
+    )
+    assert plain(sure) != plain(unsure)
+    assert plain(sure, varies=True) == plain(unsure, varies=True)
 
 
 def test_an_output_belongs_to_the_commands_right_before_it() -> None:
     first, second, third = steps(
         "<!-- exit code 3 -->\n```sh\na\n```\n\n<!-- figures vary -->\n```text\nx\n```\n\n"
-        "```sh\nb\n```\n\nIt says:\n\n```text\ny\n```\n\n  <!-- typed by .ci/run -->\n  ```sh\n  c \\\n    d\n  ```\n"
+        "<!-- figures of 2072c480 -->\n```sh\nb\n```\n\n"
+        "It says:\n\n```text\ny\n```\n\n  <!-- typed by .ci/run -->\n  ```sh\n  c \\\n    d\n  ```\n"
     )
     assert (first.exit_code, first.shown, first.varies, first.by_gate) == (3, "x\n", True, False)
-    assert (second.exit_code, second.shown) == (0, None)
+    assert (second.exit_code, second.shown, second.varies, second.figures_of) == (0, None, False, "2072c480")
     assert (third.by_gate, lines_of(third.code)) == (True, ["c d"])
 
 
