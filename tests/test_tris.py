@@ -1,9 +1,8 @@
-"""TRIS-C: sizes and equations of the method page, what it may and may not depend on, how its two stages are run."""
+"""TRIS-C's first stage: sizes and equations of the method page, what it may and may not depend on."""
 
 import dataclasses
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from weakmcn.model import calibration, tris_refine
 from weakmcn.model.batch import Batch
 from weakmcn.model.calibration import candidate_masks, candidate_weights, soft_iou
-from weakmcn.model.losses import unpack_bits
 from weakmcn.model.methods import METHODS, recipe
 from weakmcn.model.negatives import Negatives
 from weakmcn.model.parameters import parameter_table
@@ -20,19 +18,10 @@ from weakmcn.model.sampler import epoch_batches
 from weakmcn.model.samples import Samples
 from weakmcn.model.schedule import learning_rate
 from weakmcn.model.tris import TRIS, Localiser, TrisConfig, area_term, classification_loss
-from weakmcn.model.tris_segmenter import SegmenterConfig, TRISSegmenter, WordSegmenter
-from weakmcn.model.vocabulary import RESERVED, Vocabulary
 from weakmcn.shards.errors import ConfigError, StoreError
 
-from . import equations
-from .equations import make_batch, unlike_any_other, unmoved
-
-VOCABULARY = Vocabulary((*RESERVED, *(f"word{number}" for number in range(equations.VOCABULARY - len(RESERVED)))))
-SIZES: dict[str, Any] = {
-    name: value for name, value in dataclasses.asdict(equations.TINY).items() if name not in ("banks", "warm_epochs")
-}
-CONFIG = TrisConfig(**SIZES, tris_dim=12)
-TEXTS = 1 + CONFIG.negatives
+from .equations import unlike_any_other, unmoved
+from .tris_batches import CONFIG, VOCABULARY, batch_of, in_double, learning
 
 
 def build(config: TrisConfig = CONFIG) -> TRIS:
@@ -40,25 +29,6 @@ def build(config: TrisConfig = CONFIG) -> TRIS:
     net = TRIS(config, VOCABULARY)
     unlike_any_other(net)
     return net
-
-
-def batch_of(size: int = 4, seed: int = 1) -> Batch:
-    g = torch.Generator().manual_seed(seed)
-    batch = make_batch(size, seed=seed)
-    return replace(
-        batch,
-        clip_candidates=torch.randn(size, CONFIG.candidates, CONFIG.clip_channels, generator=g),
-        texts=torch.randn(size, TEXTS, CONFIG.clip_channels, generator=g),
-        pseudo=torch.randint(0, 256, (size, 16, 2), generator=g, dtype=torch.uint8),
-    )
-
-
-def in_double(batch: Batch) -> Batch:
-    return batch._each(lambda value: value.double() if value.is_floating_point() and value.ndim == 4 else value)
-
-
-def learning(net: nn.Module) -> int:
-    return sum(weight.numel() for weight in net.parameters() if weight.requires_grad)
 
 
 # Sizes
@@ -79,18 +49,6 @@ def test_the_localiser_has_as_many_parameters_as_the_method_page_says(
 ) -> None:
     with torch.device("meta"):
         assert learning(Localiser(seen, said, width)) == count
-
-
-def test_the_segmenter_has_as_many_parameters_as_the_method_page_says() -> None:
-    def counted(banks: tuple[str, ...], dims: tuple[int, ...]) -> int:
-        model, _ = recipe("tris-c2", "refcoco")
-        table = parameter_table(replace(model, banks=banks, decoder_dims=dims), "tris-c2")
-        return table.learns - 11_101_697  # the sentence encoder
-
-    assert counted(("dino",), (512, 256, 128, 64)) == 15_998_057
-    assert counted(("dino", "sam"), (512, 256, 128, 64, 32)) == 16_173_452
-    with torch.device("meta"):
-        assert learning(WordSegmenter((2048, 1024, 512), 256, 512, (512, 256, 128, 64, 32))) == 40_078_732
 
 
 @pytest.mark.parametrize(("method", "millions"), [("tris-c", 21.34), ("tris-c2", 27.10)])
@@ -379,84 +337,3 @@ def test_the_caption_that_agrees_with_the_others_is_chosen_in_any_order() -> Non
         assert order[tris_refine.medoid(maps[order])] == chosen
     assert planted <= 6
     assert tris_refine.medoid(maps[:2]) == 0
-
-
-# Stage 2
-
-SEGMENTER = SegmenterConfig(**SIZES, decoder_dims=(12, 10, 8, 6))
-
-
-def build_segmenter(config: SegmenterConfig = SEGMENTER) -> TRISSegmenter:
-    torch.manual_seed(2)
-    net = TRISSegmenter(config, VOCABULARY)
-    unlike_any_other(net)
-    return net
-
-
-def test_more_padding_changes_no_mask() -> None:
-    net, batch = build_segmenter().eval(), batch_of()
-    padded = replace(batch, tokens=nn.functional.pad(batch.tokens[:, :3], (0, 2)))
-    short = replace(batch, tokens=batch.tokens[:, :3])
-    one, other = net.predict(padded).mask_logits, net.predict(short).mask_logits
-    torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
-
-
-def test_a_word_that_stands_alone_is_heard() -> None:
-    net, batch = build_segmenter().eval(), batch_of()
-    one, other = (
-        net.predict(replace(batch, tokens=torch.full_like(batch.tokens[:, :1], word))).mask_logits for word in (2, 3)
-    )
-    assert (one - other).abs().amax(dim=(1, 2)).min() > 1e-3
-
-
-def test_without_a_positive_logit_the_mask_is_empty() -> None:
-    net, batch = build_segmenter().eval(), batch_of()
-    last: Any = net.segment.sides[-1]
-    with torch.no_grad():
-        last[1].weight.fill_(-1)
-        last[0][1].bias.fill_(5)
-        last[0][1].weight.fill_(0)
-    logits = net.predict(batch).mask_logits
-    assert (net.logits(batch)[-1] < 0).all()
-    assert not (logits.sigmoid() > 0.5).any()
-
-
-def test_the_loss_of_stage_2_is_the_sum_of_every_steps_cross_entropy() -> None:
-    net, batch = build_segmenter().double(), in_double(batch_of())
-    assert batch.pseudo is not None
-    target = unpack_bits(batch.pseudo).double()
-    wanted = []
-    for logits in net.logits(batch):
-        enlarged = nn.functional.interpolate(logits[:, None], (16, 16), mode="bilinear")[:, 0]
-        p = enlarged.sigmoid()
-        wanted.append(-(target * p.log() + (1 - target) * (1 - p).log()).mean().item())
-    losses = net.losses(batch, epoch=0)
-    assert losses.total.item() == pytest.approx(sum(wanted), rel=1e-9)
-    assert losses.final.item() == pytest.approx(wanted[-1], rel=1e-9)
-
-
-def test_every_weight_of_stage_2_learns_but_those_that_cannot_matter() -> None:
-    net, batch = build_segmenter().double(), in_double(batch_of())
-    net.losses(batch, epoch=0).total.backward()
-    assert unmoved(net) == {
-        *(f"text.blocks.{i}.attention.key.bias" for i in range(2)),
-        # In front of a norm over the cells, or a shift of all words' scores.
-        *(f"segment.attention.{i}.{part}.bias" for i in range(3) for part in ("query", "key", "value", "heard")),
-        "text.pool.score.bias",
-    }
-
-
-def test_with_sams_map_the_answer_is_twice_as_fine() -> None:
-    net = build_segmenter(replace(SEGMENTER, banks=("dino", "sam"), decoder_dims=(12, 10, 8, 6, 4))).eval()
-    assert [x.shape[-1] for x in net.logits(batch_of())] == [4, 8, 16, 16]
-    assert [x.shape[-1] for x in build_segmenter().eval().logits(batch_of())] == [4, 8, 8]
-
-
-def test_settings_of_stage_2_that_do_not_fit_are_refused() -> None:
-    for share in (0, 1.5):
-        with pytest.raises(ConfigError, match="cut"):
-            replace(SEGMENTER, cut=share)
-    with pytest.raises(ConfigError, match=r"decoder_dims=\[12, 10, 8, 6\]: 5 widths .* with banks dino, sam"):
-        replace(SEGMENTER, banks=("dino", "sam"))
-    with pytest.raises(ConfigError, match="refine='crf' is not known; choose one of walk, none, sam"):
-        replace(SEGMENTER, refine="crf")

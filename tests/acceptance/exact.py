@@ -12,7 +12,7 @@ TESTS = Path(__file__).parents[1]
 TRIS = {
     "1, parameters": (
         "test_the_localiser_has_as_many_parameters_as_the_method_page_says",
-        "test_the_segmenter_has_as_many_parameters_as_the_method_page_says",
+        "test_tris_segmenter.py::test_the_segmenter_has_as_many_parameters_as_the_method_page_says",
     ),
     "2, cells and texts permuted": (
         "test_permuting_cells_permutes_the_response_and_leaves_the_scores_alone",
@@ -38,7 +38,10 @@ TRIS = {
         "test_the_walk_keeps_a_constant_map_and_without_steps_any_map",
         "test_the_caption_that_agrees_with_the_others_is_chosen_in_any_order",
     ),
-    "12, stage 2": ("test_more_padding_changes_no_mask", "test_without_a_positive_logit_the_mask_is_empty"),
+    "12, stage 2": (
+        "test_tris_segmenter.py::test_more_padding_changes_no_mask",
+        "test_tris_segmenter.py::test_without_a_positive_logit_the_mask_is_empty",
+    ),
     "13, figures, and no truth in training": (
         "test_metrics.py::test_overall_iou_weighs_a_sentence_by_its_pixels",
         "test_metrics.py::test_mask_iou_of_empty_masks",
