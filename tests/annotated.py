@@ -1,6 +1,5 @@
 """Small annotation files in the formats of REFER and SimREC, for tests to read, bend and break."""
 
-import copy
 import json
 import pickle
 from collections.abc import Callable
@@ -98,14 +97,3 @@ SIMREC = {
     ],
 }
 """The same data set as a SimREC JSON."""
-
-
-def changed(value: Any, *steps: Any) -> Any:
-    """A copy of a nested value in which the place named by all but the last step holds the last step."""
-    *places, last, new = steps
-    value = copy.deepcopy(value)
-    inner = value
-    for place in places:
-        inner = inner[place]
-    inner[last] = new
-    return value

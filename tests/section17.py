@@ -1,4 +1,4 @@
-"""Section 17 of the method page: trainable parameters of the authors' modules, for R = 256 and R = 512."""
+"""Trainable parameters of the authors' modules, as the method pages count them; of WeakMCN for R = 256 and R = 512."""
 
 TABLE = {
     "lang_encoder": (11_101_697, 11_101_697),
@@ -14,3 +14,18 @@ TABLE = {
 }
 TOTAL = (21_551_879, 32_317_447)
 NEVER_LEARN = (643_329, 2_564_609)
+
+# The page of RefCLIP and APL gives APL's modules in millions, to two decimals.
+APL_MILLIONS = {
+    "lang_encoder": 11.10,
+    "tag_encoder": 11.10,
+    "multi_scale_manner": 15.61,
+    "multi_scale_manner_sup": 4.46,
+    "fusion_manner": 2.37,
+    "attention_manner": 1.32,
+    "sup_head": 1.31,
+    "linear_decoder": 0.79,
+}
+APL_LINEARS = ("linear_vs", "linear_ts", "linear_vs_pos", "linear_tag", "linear_vs_proj", "soft_weights")
+APL_LINEARS_MILLIONS = 1.84
+"""All of them together."""

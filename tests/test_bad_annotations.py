@@ -8,7 +8,8 @@ import pytest
 from weakmcn.pipeline.annotations import load_references
 from weakmcn.pipeline.segmentation import run_lengths
 
-from .annotated import INSTANCES, REFS, SIMREC, SQUARE, changed, reference, refusal, refused, write_simrec, write_unc
+from .annotated import INSTANCES, REFS, SIMREC, SQUARE, reference, refusal, refused, write_simrec, write_unc
+from .faults.sound import changed
 
 NESTED: list[Any] = []
 """A few bytes of pickle; 2^100 lists for whoever walks or prints it."""
