@@ -268,10 +268,10 @@ def _absent_table(found: "DataCheck") -> "Table":
 
 
 def _table(title: str, *heads: str) -> "Table":
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
 
-    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    from ..pipeline.plain_table import plain_table
+
+    table = plain_table(gap=1, title=title)
     table.add_column(heads[0], no_wrap=True)
     for head in heads[1:]:
         table.add_column(head, justify="left" if head == "split" else "right", no_wrap=True)

@@ -206,13 +206,12 @@ def _print_json(made: "Conversion", origin: Any, out: Path) -> None:
 
 
 def _print_table(made: "Conversion", every: bool) -> None:
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
 
     from ..model.convert import grouped
+    from ..pipeline.plain_table import plain_table
 
-    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
+    table = plain_table(gap=0)
     table.add_column("their module", overflow="fold")
     table.add_column("tensors", justify="right", no_wrap=True)
     table.add_column("parameters", justify="right", no_wrap=True)

@@ -144,12 +144,11 @@ def _show_machine(console: "Console", machine: "Machine", *, shipped: tuple[int,
 
 
 def _show_checkpoints(console: "Console", folder: Path, seen: Sequence["Verification"]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
 
     from ..pipeline.health import presets_of
+    from ..pipeline.plain_table import plain_table
 
-    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
+    table = plain_table(gap=0)
     table.add_column("file", overflow="fold")
     table.add_column("stage", no_wrap=True)
     table.add_column("state", no_wrap=True)
@@ -207,13 +206,12 @@ def _parameters(preset: str, method: str, as_json: bool) -> None:
 
 
 def _show_parameters(preset: str, method: str, counted: "ParameterTable", nearest: int) -> None:
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
 
     from ..model.parameters import PAPER_MILLIONS
+    from ..pipeline.plain_table import plain_table
 
-    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0, show_footer=True)
+    table = plain_table(gap=0, footer=True)
     table.add_column("their module", "sum", no_wrap=True)
     table.add_column("ours", no_wrap=True)
     left_out = counted.total - counted.learns

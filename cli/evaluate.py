@@ -162,18 +162,10 @@ def show(evaluations: Sequence["Evaluation"]) -> None:
 
 def results_table(evaluations: Sequence["Evaluation"]) -> "Table":
     """One section a split: the run, the floor, the ceiling."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+    from ..pipeline.plain_table import plain_table
 
-    table = Table(
-        title=f"{evaluations[0].dataset}, percent of all sentences",
-        caption="What each column and row means: weakmcn eval --help",
-        title_justify="left",
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
+    table = plain_table(gap=1, title=f"{evaluations[0].dataset}, percent of all sentences")
+    table.caption = "What each column and row means: weakmcn eval --help"
     table.add_column("", no_wrap=True)
     for head in COLUMNS.values():
         table.add_column(head, justify="right", no_wrap=True)

@@ -44,16 +44,15 @@ def pocket(
     The same arguments give the same bytes. A finished data set is kept, an interrupted one is written again, a folder
     with anything else in it is left alone.
     """
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
 
+    from ..pipeline.plain_table import plain_table
     from ..pipeline.pocket.dataset import write_pocket
     from ..pipeline.progress import Progress
 
     with Progress(Console(stderr=True)) as progress:
         summary = write_pocket(root, flavour=flavour.value, images=images, seed=seed, progress=progress)
-    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
+    table = plain_table()
     for head in ("split", "images", "references", "sentences"):
         table.add_column(head, justify="left" if head == "split" else "right")
     for split, counts in summary.splits.items():

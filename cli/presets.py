@@ -132,11 +132,11 @@ def _facts(name: str) -> dict[str, Any]:
 
 
 def _show_all(names: list[str]) -> None:
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    from ..pipeline.plain_table import plain_table
+
+    table = plain_table(gap=1)
     for head in ("preset", "SAM", "DINO"):
         table.add_column(head, no_wrap=True)
     for head in ("px", "batch", "epochs", "lr", "R"):
@@ -179,13 +179,12 @@ def _dino(model: str) -> str:
 
 
 def _show_one(name: str) -> None:
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
 
+    from ..pipeline.plain_table import plain_table
     from .settings import written
 
-    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
+    table = plain_table()
     table.add_column("setting", no_wrap=True)
     table.add_column("value", overflow="fold", max_width=23)
     table.add_column("from", overflow="fold")

@@ -236,14 +236,13 @@ def _age(run: "Run", kept: "Kept") -> str | None:
 
 
 def _show_rows(rows: Sequence[Row]) -> None:
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
     from ..pipeline.estimate import in_words
+    from ..pipeline.plain_table import plain_table
 
-    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table = plain_table(gap=1)
     table.add_column("run", overflow="fold")
     table.add_column("method and settings", overflow="fold")
     table.add_column("data set", no_wrap=True)
@@ -278,13 +277,13 @@ def _short(value: Any) -> str:
 
 
 def _show_comparison(a: Path, b: Path, found: "Comparison", notes: Sequence[str]) -> None:
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
+
+    from ..pipeline.plain_table import plain_table
 
     console = Console(highlight=False)
     title = f"{found.dataset} {found.split}: {found.sentences:,} sentences of {found.images:,} photographs, percent"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
+    table = plain_table(title=title)
     for head in ("", "A", "B", "B - A", "95 % interval"):
         table.add_column(head, justify="right" if head else "left", no_wrap=True)
     for each in found.figures:

@@ -34,14 +34,13 @@ def ls(store: StorePath) -> None:
     Writes   nothing but the store's derived indices
     Example  weakmcn store ls store
     """
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
 
+    from ..pipeline.plain_table import plain_table
     from ..shards.store import Store, families_on_disk
 
     opened = Store.open(store)
-    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
+    table = plain_table()
     for head in ("family", "codec", "shards", "images", "skipped", "size", "state"):
         table.add_column(head, justify="right" if head in ("shards", "images", "skipped", "size") else "left")
     for folder in families_on_disk(store):

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, field
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from .estimate import in_bytes, in_words
 from .index import IndexReport
+from .plain_table import plain_table
 from .plan import Plan, recorded_of
 from .statistics import StatisticsPlan
 from .tasks import Spent
@@ -70,7 +70,7 @@ class Report:
 def plan_table(plan: Plan) -> Table:
     """The plan for people, made for 80 characters; only the state is ever broken over lines."""
     title = f"{plan.store}: {plan.config.side_px} px, codec {plan.config.codec}"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
+    table = plain_table(gap=0, title=title)
     for name in ("stage", "column family"):
         table.add_column(name, no_wrap=True)
     table.add_column("state", overflow="fold")

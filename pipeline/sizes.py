@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..shards.codec import CODECS
@@ -11,6 +10,7 @@ from ..shards.layout import IMAGES_FILE, references_path
 from ..shards.tables import IMAGES, REFERENCES, read_table
 from .datasets import find_dataset
 from .estimate import bytes_by_column, in_bytes
+from .plain_table import plain_table
 from .plan import Plan, Shards
 
 SMALL = 0.01
@@ -20,7 +20,7 @@ SMALL = 0.01
 def codec_table(plan: Plan) -> Table:
     """Bytes of what is to be written, a row a column, a column a codec."""
     chosen = plan.config.codec
-    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0), show_footer=True)
+    table = plain_table(footer=True)
     sizes = {codec: _sizes(plan, codec) for codec in CODECS}
     totals = {codec: sum(rows.values()) for codec, rows in sizes.items()}
     table.add_column("bytes to write", "all", no_wrap=True)
