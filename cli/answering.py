@@ -15,6 +15,7 @@ import torch
 from ..model.batch import Batch
 from ..model.loader import columns_of
 from ..model.run import Run
+from ..model.samples import cut_remark
 from ..model.vocabulary import words_of
 from ..pipeline.config import PipelineConfig
 from ..pipeline.images import Photo, shown
@@ -68,13 +69,14 @@ class Answerer:
         return self._config.side_px
 
     def remark(self, phrase: str) -> str:
-        """What is to be told of a phrase with words that the run has never seen; "" of any other."""
-        unknown = self._vocabulary.unknown(phrase)
-        if not unknown:
-            return ""
-        is_all = len(unknown) == len(words_of(phrase))
-        whole = "; it knows no word of this, and its answer means nothing" if is_all else ""
-        return f"the run has never seen: {', '.join(unknown)}{whole}"
+        """What is to be told of a phrase that is not read as it stands; "" of any other."""
+        max_tokens = self._run.model.max_tokens
+        told, read = [cut_remark(phrase, max_tokens)], words_of(phrase)[:max_tokens]
+        if unknown := self._vocabulary.unknown(" ".join(read)):
+            is_all = len(unknown) == len(read)
+            whole = "; it knows no word of this, and its answer means nothing" if is_all else ""
+            told.append(f"the run has never seen: {', '.join(unknown)}{whole}")
+        return "; ".join(filter(None, told))
 
     def see(self, photos: Sequence[Photo], *, of: int | None = None) -> list[Columns]:
         """The columns of each photo as the store would give them, large maps with the codec's rounding.

@@ -61,4 +61,4 @@ def settings(incomplete: str) -> list[str]:
 
 def _last_of(incomplete: str, names: Iterable[str]) -> list[str]:
     before, comma, last = incomplete.rpartition(",")
-    return [f"{before}{comma}{name}" for name in names if name.startswith(last)]
+    return [f"{before}{comma}{name}" for name in names if name.startswith(last) and name not in before.split(",")]

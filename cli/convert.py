@@ -80,9 +80,9 @@ def convert(
 
     own = detector or out / DETECTOR_FILE
     _require_free(out, own)
-    dataset = _dataset_of(annotations, dataset)
     if not checkpoint.is_file():
-        raise CheckpointError(f"{checkpoint}: no such checkpoint; name the authors' file, det_best.pth for example")
+        raise CheckpointError(f"{checkpoint}: no such checkpoint; name the authors' file, det_best.pth for example.")
+    dataset = _dataset_of(annotations, dataset)
     state = load_state(checkpoint, mapped=True)
     try:
         method = _system_of(state)

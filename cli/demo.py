@@ -18,6 +18,7 @@ from .precompute import ExecutorName
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ..model.config import ModelConfig, TrainConfig
     from ..model.evaluate import Evaluation, SentenceRecord
     from ..model.run import Run
     from ..pipeline.pocket.dataset import PocketSummary
@@ -80,15 +81,16 @@ def demo(
     """
     from rich.console import Console
 
-    from ..shards.errors import InputError
+    from ..pipeline.pocket.dataset import require_pocket
 
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: is a file, not a folder; choose another name.")
     size = QUICK if quick else FULL
     settings = [*size.settings, f"train.seed={seed}", *([] if epochs is None else [f"train.epochs={epochs}"])]
+    data, store_path, run_path = out / "data", out / "store", out / "run"
+    _require_folder(out, data)
+    require_pocket(data, flavour=flavour.value, images=size.images if images is None else images, seed=seed)
+    _settings(settings)
     console = Console(highlight=False)
     story = Story(console)
-    data, store_path, run_path = out / "data", out / "store", out / "run"
     dataset, splits = DATASET[flavour.value], SPLITS[flavour.value]
 
     with story.step(
@@ -96,7 +98,7 @@ def demo(
         "Drawing photographs of shapes, and writing what people might type to name one of them, in the file formats "
         f"of {flavour.value}: JPEGs, COCO annotations, a list of expressions.",
     ):
-        summary = _draw(data, flavour.value, images or size.images, seed)
+        summary = _draw(data, flavour.value, size.images if images is None else images, seed)
     with story.step(
         "What the frozen networks see",
         "Frozen networks look at every photograph once: a detector proposes candidate boxes, DINO and SAM describe the "
@@ -123,6 +125,16 @@ def demo(
     facts = {"seed": seed, "flavour": flavour.value, "images": summary.images, "quick": quick}
     _write_results(out / "results.json", found, story, facts)
     _tell_end(console, out, found, run, store, data, shown[0] if shown else None)
+
+
+def _require_folder(out: Path, data: Path) -> None:
+    """InputError unless the folder is new or that of a demo."""
+    from ..shards.errors import InputError
+
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file, not a folder; choose another name.")
+    if out.is_dir() and any(out.iterdir()) and not data.exists():
+        raise InputError(f"--out {out}: holds other things and no demo; choose a new folder.")
 
 
 class Story:
@@ -190,15 +202,21 @@ def _precompute(data: Path, dataset: str, splits: Sequence[str], store: Path, ex
 
 
 def _train(store: Path, dataset: str, run: Path, settings: Sequence[str], *, photographs: int) -> "Run":
-    from ..model.config import preset, train_preset
     from ..model.train import train
     from ..model.train_settings import TrainSettings
+
+    model, recipe = _settings(settings)
+    recipe = replace(recipe, batch=min(recipe.batch, photographs))  # a batch shows no photograph twice
+    return train(TrainSettings(store=store, dataset=dataset, out=run, model=model, train=recipe))
+
+
+def _settings(assignments: Sequence[str]) -> "tuple[ModelConfig, TrainConfig]":
+    """The pocket preset with each "section.field=value"; ConfigError as `override` raises it."""
+    from ..model.config import preset, train_preset
     from .settings import override
 
-    recipe = train_preset("pocket")
-    recipe = replace(recipe, batch=min(recipe.batch, photographs))  # a batch shows no photograph twice
-    chosen = override({"model": preset("pocket"), "train": recipe}, settings)
-    return train(TrainSettings(store=store, dataset=dataset, out=run, model=chosen["model"], train=chosen["train"]))
+    chosen = override({"model": preset("pocket"), "train": train_preset("pocket")}, assignments)
+    return chosen["model"], chosen["train"]
 
 
 def _measure(run: "Run", splits: Sequence[str]) -> tuple["Store", list["Evaluation"]]:
@@ -225,7 +243,7 @@ def _draw_sheet(found: "Evaluation", shown: Sequence["SentenceRecord"], store: "
     subtitle = (
         f"{len(answers)} of {len(found.records):,} sentences, evenly spaced from the best predicted mask to the worst"
     )
-    save_picture(contact_sheet(answers, f"weakmcn on pocket {found.dataset} {found.split}", subtitle), path)
+    save_picture(contact_sheet(answers, f"weakmcn on {found.called} {found.split}", subtitle), path)
     typer.echo(path)
 
 

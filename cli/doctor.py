@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import completion
+from .completion import SHIPPED
 from .options import AsJson
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 CONVERTED = ("a WeakMCN", "a RefCLIP", "an APL")
 """How the checkpoints that are no frozen networks are called."""
 COLOURS = {"verified": "green", "found": "yellow", "differs": "red", "missing": "dim"}
+OF_AUTHORS = ("weakmcn", "refclip", "apl")
+"""Methods whose modules are those of a released code."""
 MAIN_LIBRARIES = ("torch", "torchvision", "timm", "segment-anything", "ray")
 """Told first; the others behind them."""
 
@@ -38,7 +41,10 @@ def doctor(
             autocompletion=completion.presets,
         ),
     ] = None,
-    method: Annotated[str, typer.Option(help="With --model: weakmcn, refclip or apl.")] = "weakmcn",
+    method: Annotated[
+        str,
+        typer.Option(help=f"With --model: {', '.join(SHIPPED)}.", autocompletion=completion.methods),
+    ] = "weakmcn",
     as_json: AsJson = False,
 ) -> None:
     """Look at this machine and at the weights of the frozen networks; or count a network's parameters.
@@ -159,7 +165,8 @@ def _show_checkpoints(console: "Console", folder: Path, seen: Sequence["Verifica
         if each.published is None and detail.startswith(CONVERTED):
             detail += "; weakmcn convert makes it a run"
         table.add_row(each.path.name, stage, f"[{COLOURS[each.state]}]{each.state}[/]", detail)
-    console.print(f"\nCheckpoints in {folder}", markup=False, soft_wrap=True, style="bold")
+    there = "" if folder.is_dir() else ", which is not there"
+    console.print(f"\nCheckpoints in {folder}{there}", markup=False, soft_wrap=True, style="bold")
     console.print(table)
     pages: dict[str, list[str]] = {}
     for each in seen:
@@ -212,13 +219,22 @@ def _show_parameters(preset: str, method: str, counted: "ParameterTable", neares
     from ..pipeline.plain_table import plain_table
 
     table = plain_table(gap=0, footer=True)
-    table.add_column("their module", "sum", no_wrap=True)
-    table.add_column("ours", no_wrap=True)
+    if method in OF_AUTHORS:
+        table.add_column("their module", "sum", no_wrap=True)
+        table.add_column("ours", no_wrap=True)
+    else:
+        table.add_column("module", "sum", no_wrap=True)
     left_out = counted.total - counted.learns
-    for head, total in (("learns", counted.learns), ("left out", left_out), ("theirs", counted.total)):
-        table.add_column(head, f"{total:,}", justify="right", no_wrap=True)
-    for row in counted.rows:
-        table.add_row(row.official, row.ours, *(f"{n:,}" if n else "" for n in (row.learns, row.left_out, row.total)))
+    if method in OF_AUTHORS:
+        for head, total in (("learns", counted.learns), ("left out", left_out), ("theirs", counted.total)):
+            table.add_column(head, f"{total:,}", justify="right", no_wrap=True)
+        for row in counted.rows:
+            counts = (f"{n:,}" if n else "" for n in (row.learns, row.left_out, row.total))
+            table.add_row(row.official, row.ours, *counts)
+    else:  # a port has modules of its own
+        table.add_column("learns", f"{counted.learns:,}", justify="right", no_wrap=True)
+        for row in counted.rows:
+            table.add_row(row.ours, f"{row.learns:,}")
     console = Console(highlight=False)
     console.print(f"Trainable parameters of {method}, preset {preset}", style="bold")
     console.print(table)
@@ -227,7 +243,7 @@ def _show_parameters(preset: str, method: str, counted: "ParameterTable", neares
         console.print("Left out, because no loss ever gives them a gradient:")
         for block, size in counted.left_out.items():
             console.print(f"  {block}  {size:,}", markup=False)
-    if method == "weakmcn":
+    if method == "weakmcn" and preset != "pocket":
         console.print(
             f"The paper says {PAPER_MILLIONS} M (Table 5). No released configuration has that: they have 21.55 M "
             f"(R = 256) and 32.32 M (R = 512). Nearest is refcoco with wrec_dim 1024, as wide as RefCLIP: {nearest:,}."

@@ -164,7 +164,7 @@ def results_table(evaluations: Sequence["Evaluation"]) -> "Table":
     """One section a split: the run, the floor, the ceiling."""
     from ..pipeline.plain_table import plain_table
 
-    table = plain_table(gap=1, title=f"{evaluations[0].dataset}, percent of all sentences")
+    table = plain_table(gap=1, title=f"{evaluations[0].called}, percent of all sentences")
     table.caption = "What each column and row means: weakmcn eval --help"
     table.add_column("", no_wrap=True)
     for head in COLUMNS.values():

@@ -98,6 +98,8 @@ def export(
         **{"mask": masks, "box": str(box), "min_score": min_score, "min_agreement": min_agreement},
         "checkpoint": _step(opened),
     }
+    for note in opened.notes:
+        typer.echo(f"note: {note}", err=True)
     told = _Told()
     found = _labels(opened, store, name, split, masks, device)
     rows = _kept(_pseudo(found, store, name, box, told), told, min_score=min_score, min_agreement=min_agreement)

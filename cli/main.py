@@ -58,6 +58,7 @@ app = typer.Typer(
     name="weakmcn",
     cls=PlainGroup,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["--help", "-h"]},
     pretty_exceptions_enable=False,
     pretty_exceptions_show_locals=False,
     epilog="Begin with: weakmcn demo. Each command has its own --help, with an example.",
@@ -112,8 +113,9 @@ def weakmcn(
     The work has two halves. `precompute` runs frozen networks over the photographs once and keeps what they see in a
     store; `train` learns from that store, `eval` measures, `predict` answers.
 
-    Exit codes: 0 done; 1 failed; 2 the input or the command line is wrong, nothing was started; 3 finished, but some
-    images were skipped; 130 or 143 interrupted.
+    Exit codes: 0 done; 1 failed; 2 the input or the command line is wrong, nothing was started; 3 finished, but
+    something was left out, and told (a skipped image, a sentence without an answer, a row of a table); 130 or 143
+    interrupted.
     """
     for file in own or ():
         from ..model.own import add_methods

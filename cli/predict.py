@@ -87,6 +87,8 @@ def predict(
     bad = broken(asked, side=config.side_px)
     require_sound(bad, len(asked), skip_bad=skip_bad)
     answerer = Answerer(opened, config, where)
+    for note in opened.notes:
+        typer.echo(f"note: {note}", err=True)
     _tell_before(answerer, asked, bad)
     facts = {"run": str(run), **_checkpoint_of(opened)}
     output.begin()

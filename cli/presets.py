@@ -189,7 +189,8 @@ def _show_one(name: str) -> None:
     table.add_column("value", overflow="fold", max_width=23)
     table.add_column("from", overflow="fold")
     head = ""
-    for each in values_of(name):
+    values = values_of(name)
+    for each in values:
         section = each.setting.partition(".")[0] if "." in each.setting else "store"
         if section != head and head:
             table.add_section()
@@ -198,6 +199,8 @@ def _show_one(name: str) -> None:
     console = Console(markup=False, highlight=False)
     console.print(f"{name}: {ABOUT[name]}\n")
     console.print(table)
-    console.print("\nCapitals: a key of the released configuration file. Weights, see weakmcn doctor:")
+    if any(each.source.partition(" ")[0].replace("_", "").isupper() for each in values):
+        console.print("\nCapitals: a key of the released configuration file.")
+    console.print("\nWeights, see weakmcn doctor:")
     for stage, file in checkpoints_of(name).items():
         console.print(f"  {stage:7}{file}")

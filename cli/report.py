@@ -69,7 +69,7 @@ def report(
     own_masks = opened.method.predicts_masks(opened.model)
     judged, objects = _cases(found, store, folder, own_masks, opened.method.boxes)
     contents = Contents(
-        title=f"{opened.facts['method']} on {name} {split}",
+        title=f"{opened.facts['method']} on {found.called} {split}",
         facts=_facts(opened, store),
         evaluation=found,
         cases=judged,

@@ -1,7 +1,7 @@
 """`weakmcn runs`: the runs below some folders, and two of them compared sentence by sentence."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,7 +31,8 @@ class _ListFirst(PlainGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         is_completed = ctx.resilient_parsing  # by the shell: the word may be the beginning of a command
-        if not is_completed and (not args or (args[0] not in self.commands and args[0] != "--help")):
+        known = (*self.commands, "--help", "-h")
+        if not is_completed and (not args or args[0] not in known):
             args = ["list", *args]
         return super().parse_args(ctx, args)
 
@@ -295,21 +296,17 @@ def _show_comparison(a: Path, b: Path, found: "Comparison", notes: Sequence[str]
     console.print()
     console.print(table)
     console.print()
-    told: Mapping[str, int] = found.right
-    console.print(
-        "the right box: "
-        + ", ".join(
-            f"{name.replace('only a', 'A alone').replace('only b', 'B alone')} {count:,}"
-            for name, count in told.items()
-        )
-    )
+    if found.right:
+        said = {"both": "both", "only a": "A alone", "only b": "B alone", "neither": "neither"}
+        console.print(f"the right box: {', '.join(f'{said[name]} {count:,}' for name, count in found.right.items())}")
     clear = [FIGURES[each.figure] for each in found.figures if each.is_clear]
     console.print(
         f"{' and '.join(clear)}: the interval leaves out zero."
         if clear
         else "Every interval holds zero: no difference shown."
     )
-    if len(found.figures) == 1:
-        console.print("One of them predicts no masks, so RES is not compared.")
+    for figure, what in {"rec_acc50": "boxes, so REC", "res_miou": "masks, so RES"}.items():
+        if figure not in [each.figure for each in found.figures]:
+            console.print(f"One of them predicts no {what} is not compared.")
     for note in notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True, style="yellow")

@@ -36,8 +36,10 @@ def serve(
 
     opened, where = Run.open(run), str(device_of(device))
     config = frozen_networks(opened, checkpoints_named(checkpoint or ()))
-    facts = {"run": str(run), "method": opened.facts["method"], "dataset": opened.dataset}
+    facts = {"run": str(run), "method": opened.facts["method"], "dataset": opened.called}
     with Site(port, Answerer(opened, config, where), facts) as site:
+        for note in opened.notes:
+            typer.echo(f"note: {note}", err=True)
         try:
             typer.echo(f"http://{ADDRESS}:{site.server_port}/   Ctrl-C ends it")
             site.serve_forever()

@@ -64,11 +64,11 @@ class Plan:
 
 def is_the_papers(store: Store, dataset: str, preset: str) -> bool:
     """Whether figures may stand beside the paper's: its photographs, its kind of networks, one of its data sets."""
-    made_with = {family.stage_json["recorded"].get("preset") for family in store.families.values()}
     return (
         dataset in PAPER_DATASETS
         and preset in PRESETS
-        and "pocket" not in {preset, *made_with}
+        and preset != "pocket"
+        and store.called(dataset) == dataset
         and set(store.images["source"].to_pylist()) == {"coco"}
     )
 
@@ -110,7 +110,7 @@ class Filler:
         if not self.beside_paper:
             lines.append(
                 "These data are not the paper's (COCO's photographs behind a preset of the paper): its figures are not "
-                "shown, neither say anything about the other."
+                "shown, for they cannot be compared."
             )
         for split in self.splits:
             every = (result_of(self.out, planned, split) for planned in self.plan.runs.values())

@@ -200,7 +200,9 @@ def result_of(out: Path, planned: Planned, split: str) -> Result | None:
 
 
 def failure_of(out: Path, planned: Planned) -> str | None:
-    """Why the run failed when it was last tried; None where it did not."""
+    """Why the run failed when it was last tried; None where it did not, or has all that is asked for."""
+    if is_done(out, planned):
+        return None
     try:
         return str(read_json(_failure_file(out, planned.name))["why"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -293,8 +295,9 @@ def _made(out: Path, planned: Planned, *, beside: int) -> str:
                 beside=beside,
             )
             write_json(_result_file(out, planned.name, split), {**asdict(result), "made_from": made_from})
-            figures = {"REC": found.summary.get("rec_acc50"), "RES": found.summary.get("res_miou")}
-            said.append(f"{split} {', '.join(f'{name} {value:.1f}' for name, value in figures.items() if value)}")
+            figures = {"REC": "rec_acc50", "RES": "res_miou"}
+            told = [f"{name} {found.summary[key]:.1f}" for name, key in figures.items() if key in found.summary]
+            said.append(f"{split} {', '.join(told)}")
         remove(_failure_file(out, planned.name))
         return "; ".join(said)
     except Interrupted:

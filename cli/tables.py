@@ -27,7 +27,12 @@ MOST_JOBS = 4
 def tables(
     which: Annotated[
         list[str] | None,
-        typer.Argument(metavar="1-5|ablations|teachers", help="Which tables.", show_default="1-5"),
+        typer.Argument(
+            metavar="1-5|ablations|teachers",
+            help="Which tables.",
+            show_default="1-5",
+            autocompletion=lambda incomplete: [name for name in NAMES if name.startswith(incomplete)],
+        ),
     ] = None,
     shards: FilledStore = Path("store"),
     dataset: Annotated[
@@ -114,6 +119,7 @@ def tables(
     """
     from rich.console import Console
 
+    from ..model.references import references_of
     from ..model.run import device_of
     from ..shards.errors import ConfigError, InputError, WeakmcnError
     from ..shards.lock import only_writer
@@ -129,6 +135,8 @@ def tables(
         raise ConfigError("--split: no split is named; val, for example.")
     store = Store.open(shards)
     dataset = dataset_in(store, dataset)
+    for named in splits:
+        references_of(store, dataset, named)  # raises, naming those there are
     preset = preset or fitting_preset(store, dataset)
     plans = Plans(
         shards, dataset, out, preset=preset, splits=splits, assignments=settings or (), words=words, device=device
@@ -148,7 +156,7 @@ def tables(
         beside_paper = is_the_papers(store, dataset, preset)
         filler = Filler(plan, out, splits, data, beside_paper, device)
         grids = [grid for table in wanted for grid in filler.grids(table)]
-        title = f"{dataset}, preset {preset}, {seeds} seed{'s' if seeds > 1 else ''}"
+        title = f"{store.called(dataset)}, preset {preset}, {seeds} seed{'s' if seeds > 1 else ''}"
         _write(out, title, filler.context(), grids)
     for grid in grids:
         console.print()
@@ -161,7 +169,8 @@ def tables(
         console.print(line, markup=False, soft_wrap=True)
     typer.echo(out / "tables.md")
     if failed := filler.failed():
-        raise WeakmcnError(f"{out}: {len(failed)} runs failed, told below their tables; the same command tries again.")
+        count = f"{len(failed)} runs" if len(failed) > 1 else "one run"
+        raise WeakmcnError(f"{out}: {count} failed, told below the tables; the same command tries again.")
     if plan.absent:
         raise typer.Exit(3)
 

@@ -133,6 +133,10 @@ def train(
              weakmcn train --shards store --dataset refcoco --out runs/dino \\
                  --words glove.6B.zip --set model.banks=dino --set train.lr=5e-5
 
+    Told are, an epoch a line, the terms of the loss (weakmcn: det, contrast of expressions and candidates; mask,
+    cross-entropy with SAM's masks; scl, shadows of mask and box; others: docs/methods.md), references a second, seconds
+    and the share of them spent waiting for data.
+
     Interrupted or killed, the same command goes on and ends with the same bytes. The word vectors are kept in the run:
     their file is read once. With --devices N every process takes the Nth part of a batch: the order of training, losses
     and gradients are those of one process, up to rounding, and a run may go on with another N.
@@ -226,7 +230,7 @@ def fitting_preset(store: "Store", dataset: str) -> str:
     from ..model.config import PRESETS
     from ..shards.errors import ConfigError
 
-    if any(family.stage_json["recorded"].get("preset") == "pocket" for family in store.families.values()):
+    if store.called(dataset) != dataset:
         return "pocket"
     name = dataset.partition("-")[0]
     if name not in PRESETS:

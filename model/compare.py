@@ -48,17 +48,18 @@ class Comparison:
     sentences: int
     figures: tuple[Difference, ...]
     right: Mapping[str, int]
-    """Sentences whose box is right for "both", "only a", "only b", "neither"."""
+    """Sentences whose box is right for "both", "only a", "only b", "neither"; empty where one predicts no boxes."""
 
 
 def compare(a: Kept, b: Kept, *, resamples: int = RESAMPLES, seed: int = SEED) -> Comparison:
-    """Compare two measurements of one split; InputError unless both are of the same sentences."""
+    """Compare two measurements of one split; InputError unless they have sentences and a figure in common."""
     first, second = _paired(a, b)
     keys, images = np.unique([record["key"] for record in first], return_inverse=True)
     hits = [_column(records, "box_iou") > 0.5 for records in (first, second)]
-    columns = {"rec_acc50": hits}
-    if all("res_miou" in each.summary for each in (a, b)):
-        columns["res_miou"] = [_column(records, "mask_iou") for records in (first, second)]
+    columns = {"rec_acc50": hits, "res_miou": [_column(records, "mask_iou") for records in (first, second)]}
+    columns = {name: pair for name, pair in columns.items() if all(name in each.summary for each in (a, b))}
+    if not columns:
+        raise InputError(f"{a.path} and {b.path}: one predicts boxes, the other masks; no figure is of both.")
     counts = np.bincount(images)  # [I] sentences
     gaps = {name: np.bincount(images, weights=pair[1] * 1.0 - pair[0]) for name, pair in columns.items()}  # [I]
     resampled = _resampled(counts, gaps, resamples, seed)
@@ -69,15 +70,18 @@ def compare(a: Kept, b: Kept, *, resamples: int = RESAMPLES, seed: int = SEED) -
         figures.append(
             Difference(figure=name, a=mean_a, b=mean_b, difference=mean_b - mean_a, low=float(low), high=float(high))
         )
-    right = {"both": hits[0] & hits[1], "only a": hits[0] & ~hits[1], "only b": ~hits[0] & hits[1]}
-    told = {name: int(np.count_nonzero(which)) for name, which in right.items()}
+    told = {}
+    if "rec_acc50" in columns:
+        right = {"both": hits[0] & hits[1], "only a": hits[0] & ~hits[1], "only b": ~hits[0] & hits[1]}
+        told = {name: int(np.count_nonzero(which)) for name, which in right.items()}
+        told["neither"] = len(first) - sum(told.values())
     return Comparison(
         dataset=a.dataset,
         split=a.split,
         images=len(keys),
         sentences=len(first),
         figures=tuple(figures),
-        right={**told, "neither": len(first) - sum(told.values())},
+        right=told,
     )
 
 

@@ -106,6 +106,8 @@ class Evaluation:
     """A split, measured."""
 
     dataset: str
+    called: str
+    """The data set as it is called beside figures."""
     split: str
     summary: dict[str, float]
     """The network's figures, see metrics.py, in percent; rec_acc50 and sentences alone if it predicts no masks."""
@@ -214,6 +216,7 @@ def evaluate(
         told.append(NO_MASKS if with_masks else f"{NO_MASKS} The store has no masks, so there is none.")
     return Evaluation(
         dataset=dataset,
+        called=store.called(dataset),
         split=split,
         summary=summary,
         sam_head=summarise([record.with_sam_head() for record in ordered]) if with_masks and method.boxes else {},

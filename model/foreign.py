@@ -69,6 +69,7 @@ def score(predictions: Mapping[Sentence, Prediction], *, store: Store, dataset: 
             notes.append(f"{lacking:,} of {len(predictions):,} predictions have no {what}: misses in its figures.")
     return Evaluation(
         dataset=dataset,
+        called=store.called(dataset),
         split=split,
         summary=summary,
         sam_head={},

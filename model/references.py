@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..shards.choices import did_you_mean
 from ..shards.errors import InputError
 from ..shards.store import Store
 from .vocabulary import words_of
@@ -36,10 +37,10 @@ def references_of(store: Store, dataset: str, split: str) -> list[Reference]:
     rows = store.references(dataset).to_pylist()
     chosen = [_reference(row) for row in rows if row["split"] == split]
     if not chosen:
-        splits = ", ".join(dict.fromkeys(row["split"] for row in rows)) or "none"
+        splits = list(dict.fromkeys(row["split"] for row in rows))
         raise InputError(
-            f"split {split!r} has 0 of the {len(rows):,} references of {dataset} in {store.path}; "
-            f"splits present: {splits}."
+            f"split {split!r}{did_you_mean(split, splits)} has 0 of the {len(rows):,} references of {dataset} in "
+            f"{store.path}; splits present: {', '.join(splits) or 'none'}."
         )
     return chosen
 

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from ..shards.errors import CheckpointError, ConfigError, InputError, StoreError
+from ..shards.family import called
 from ..shards.records import read_json
 from ..shards.store import Store
 from . import checkpoint
@@ -92,6 +93,9 @@ class Run:
     @property
     def notes(self) -> list[str]:
         """What a reader of the run's figures must know of the run itself."""
+        return [*self._other_code(), *self._not_learned()]
+
+    def _other_code(self) -> list[str]:
         now, then = self.method.code, self.facts.get("code")
         if now is None or then is None or now.sha256 == then["sha256"]:
             return []
@@ -99,9 +103,26 @@ class Run:
             f"{now.file} is not as it was when the run was trained; its answers are those of the file as it is now."
         ]
 
+    def _not_learned(self) -> list[str]:
+        """What the newest checkpoint has not learned yet, or never does."""
+        position = None if self.converted else checkpoint.newest_position(self.checkpoints)
+        if position is None:
+            return []
+        told, epochs, begins = [], self.train.epochs, self.model.warm_epochs
+        if position.epoch < epochs:
+            told.append(f"its training is not finished: {position.epoch} of {epochs} epochs, {position.step:,} steps.")
+        if self.method.predicts_masks(self.model) and (position.epoch, position.batch) <= (begins, 0):
+            told.append(f"its mask head has learned nothing, its masks mean nothing: it begins after {begins} epochs.")
+        return told
+
     @property
     def dataset(self) -> str:
         return self.facts["dataset"]
+
+    @property
+    def called(self) -> str:
+        """The data set as it is called beside figures."""
+        return called(self.dataset, self.columns.values())
 
     @property
     def model(self) -> ModelConfig:

@@ -34,7 +34,7 @@ def steps_per_epoch(images: Sequence, batch: int) -> int:
     if len(counts) < batch:
         raise ConfigError(
             f"batch={batch} needs as many different images, the training references have {len(counts)}; "
-            "lower the batch."
+            f"lower it: --set train.batch={len(counts)}"
         )
     steps = len(images) // batch
     while sum(min(count, steps) for count in counts) < steps * batch:
@@ -95,7 +95,8 @@ def images_in_batch(images: Sequence, batch: int) -> int:
     wanted = max(2, round(batch * count / len(images)))
     if count < wanted:
         raise ConfigError(
-            f"batch={batch} takes {wanted} images, the training references have {count}; lower the batch."
+            f"batch={batch} takes {wanted} images, the training references have {count}; lower it: "
+            f"--set train.batch={batch * count // wanted}"
         )
     return wanted
 

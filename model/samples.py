@@ -121,6 +121,14 @@ def cut_note(references: Sequence[Reference], max_tokens: int) -> list[str]:
     )
 
 
+def cut_remark(sentence: str, max_tokens: int) -> str:
+    """What is to be told of one sentence that loses its tail; "" of any other."""
+    words = words_of(sentence)
+    if len(words) <= max_tokens:
+        return ""
+    return f"only its first {max_tokens} words are read, up to “{words[max_tokens - 1]}”"
+
+
 def unknown_note(references: Sequence[Reference], vocabulary: Vocabulary) -> list[str]:
     """A line that tells how many words the vocabulary does not have, and the first of them, if any is missing."""
     sentences = [text for reference in references for text in reference.sentences]

@@ -161,8 +161,12 @@ def prepare_simrec(folder: Path, name: str, facts: Mapping[str, Any], *, needed:
         raise InputError(f"--out {folder}: is a file; SimREC's format needs a folder.")
     if folder.is_dir() and any(folder.iterdir()):
         wanted = f"{json.dumps(facts, sort_keys=True, indent=2, allow_nan=False)}\n"
-        if not known.is_file() or known.read_text("utf-8") != wanted:
+        if not known.is_file():
             raise InputError(f"--out {folder}: holds other things; choose a new folder, or remove it.")
+        if known.read_text("utf-8") != wanted:
+            raise InputError(
+                f"--out {folder}: holds labels of other settings ({known.name}); choose a new folder, or remove it."
+            )
         if (folder / "anns" / f"{name}.json").exists():
             raise InputError(
                 f"--out {folder}: holds these labels already, all of them; to write them again, remove it."

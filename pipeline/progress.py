@@ -18,7 +18,7 @@ LINE_EVERY_S = 10.0
 LINE_EVERY_SHARE = 0.1
 """In a log a line comes after so many seconds or so large a part of the stage, whichever is first,"""
 LINE_AT_LEAST_S = 1.0
-"""but not more often than this; and one at the end of every stage."""
+"""but not more often than this; and one at the end of every stage. Nor is a speed told of less time."""
 
 
 class _Speed(ProgressColumn):
@@ -93,7 +93,7 @@ class Progress:
     def _tell(self, now: float) -> None:
         line = f"{self._stage}: {self._done} of {self._total} images"
         began, done = self._first or (now, self._done)
-        if now > began and self._done > done:
+        if now >= began + LINE_AT_LEAST_S and self._done > done:
             speed = (self._done - done) / (now - began)
             line += f", {speed:.1f} images/s"
             if self._done < self._total:

@@ -4,6 +4,7 @@ The folder's `stage.json` says what made it, its sidecars say what it holds (ind
 """
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -105,6 +106,15 @@ def stage_of(folder_name: str) -> str | None:
     """The stage of a family's folder name, None for any other name."""
     match = _FOLDER.fullmatch(folder_name)
     return match[1] if match and match[1] in FAMILIES else None
+
+
+def called(dataset: str, stages: Iterable[Mapping[str, Any]]) -> str:
+    """A data set as it is called beside figures: one that the pocket networks have seen is drawn, and no RefCOCO.
+
+    stages: content of the stage.json of each column.
+    """
+    is_drawn = any(each.get("recorded", {}).get("preset") == "pocket" for each in stages)
+    return f"pocket {dataset}" if is_drawn else dataset
 
 
 def _read_stage_json(path: Path) -> dict[str, Any]:

@@ -35,7 +35,10 @@ def read_rows(path: Path) -> list[tuple[str, Any]]:
     text = _text(path)
     try:
         whole = json.loads(text)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError) as fault:
+        if text.lstrip().startswith("["):
+            where = f" at line {fault.lineno}" if isinstance(fault, json.JSONDecodeError) else ""
+            raise InputError(f"{path}: its list is no JSON{where}; write it again, or an object a line.") from None
         rows = [(f"line {place}", _line(path, place, line)) for place, line in _lines(text)]
     else:
         listed = whole.get("annotations", [whole]) if isinstance(whole, dict) else whole
@@ -49,7 +52,7 @@ def _text(path: Path) -> str:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{path}: is no plain file; name a file of JSON lines.")
+            raise InputError(f"{path}: is no plain file; name a file of JSON.")
         if status.st_size > MAX_ROWS_BYTES:
             raise InputError(f"{path}: {status.st_size:,} bytes, the limit is {MAX_ROWS_BYTES:,}; split it.")
         data = path.read_bytes()
@@ -57,7 +60,7 @@ def _text(path: Path) -> str:
             raise InputError(f"{path}: more than {MAX_CONTAINERS:,} lists and objects; split it.")
         return data.decode("utf-8-sig")
     except FileNotFoundError:
-        raise InputError(f"{path}: missing; name a file of JSON lines.") from None
+        raise InputError(f"{path}: missing; name a file of JSON.") from None
     except OSError as fault:
         raise InputError(f"{path}: cannot be read ({fault.strerror}); make it readable.") from None
     except UnicodeDecodeError as fault:

@@ -20,7 +20,7 @@ import pyarrow as pa
 from .choices import not_known
 from .columns import FAMILIES, Field, column
 from .errors import DamagedShardError, StoreError
-from .family import Family, family_name
+from .family import Family, called, family_name
 from .geometry import Letterbox
 from .layout import (
     IMAGES_FILE,
@@ -149,6 +149,10 @@ class Store:
         """Names of the data sets whose references are indexed, sorted."""
         return sorted(path.stem.removeprefix("refs-") for path in self.path.glob("refs-*.parquet"))
 
+    def called(self, dataset: str) -> str:
+        """A data set as it is called beside figures."""
+        return called(dataset, (family.stage_json for family in self.families.values()))
+
     def references(self, dataset: str) -> pa.Table:
         """`refs-<dataset>.parquet`, see tables.REFERENCES; StoreError naming those there are."""
         if dataset not in self.datasets:
@@ -217,7 +221,7 @@ class Store:
         and that its shards have their size and were made from the images as they are now. dataset, split: whose images
         these are, for the command.
         """
-        keys = list(keys)
+        keys = list(dict.fromkeys(keys))
         if unknown := self._unknown(stages, keys):
             faults = [f"{self.path}: {len(unknown)} of {len(keys)} images are not in it (first: {unknown[0]})"]
             renew = [stage for stage in FAMILIES if stage in with_inputs(stages)]
@@ -227,7 +231,7 @@ class Store:
             renew = self.to_renew(found)
         if faults:
             command = refill(self.path, dataset=dataset, splits=[split] if split else (), stages=renew)
-            raise StoreError(f"{'; '.join(faults)}; renew: {command}")
+            raise StoreError(f"{'; '.join(faults)}; make them: {command}")
 
     def verify(
         self, stages: Sequence[str] | None = None, deep: bool = True, told: Told = lambda size: None

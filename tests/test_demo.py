@@ -68,6 +68,26 @@ def test_another_seed_in_the_same_folder_is_refused_and_nothing_changes(demo: Pa
     assert digests(demo, "results.json", "data/pocket.json") == before
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--epochs", "0"), "epochs=0 must be at least 1"),
+        (("--images", "10"), "ask for 32 or more"),
+        (("--out", "other"), "other: holds other things and no demo"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused_before_anything_is_drawn(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/notes.txt").touch()
+    ended = run("demo", *words)
+    assert (ended.status, ended.out) == (2, "")
+    assert says in ended.err
+    assert [path.name for path in tmp_path.rglob("*")] == ["other", "notes.txt"]
+
+
 def test_eval_prints_the_figures_of_the_demo_as_json_and_nothing_else(
     demo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -192,6 +192,7 @@ def contents(cases: list[Case], shown: list[Shown] | None = None) -> Contents:
     records = [case.record for case in cases]
     found = Evaluation(
         dataset="toy",
+        called="toy",
         split="val",
         summary=summarise(records),
         sam_head=summarise(records),

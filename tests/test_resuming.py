@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from weakmcn.model.evaluate import evaluate_run
 from weakmcn.model.interrupts import Interrupted, stop_requests
 from weakmcn.model.run import Run
 from weakmcn.model.train import train
@@ -48,6 +49,16 @@ def test_a_signal_saves_the_step_and_the_next_run_goes_on_from_it(
     train(wanted, after_step=lambda state: steps.append(state.step))
     assert steps[0] == step + 1
     assert content(tmp_path / "run") == content(undisturbed.path)
+
+
+def test_figures_of_a_run_that_is_not_finished_say_so(store: Path, undisturbed: Run, tmp_path: Path) -> None:
+    wanted = settings(store, tmp_path / "run")
+    with pytest.raises(Interrupted):
+        train(wanted, after_step=at_step(2, lambda _: os.kill(os.getpid(), signal.SIGINT)))
+    notes = evaluate_run(Run.open(tmp_path / "run"), "val").notes
+    assert any(note == "its training is not finished: 0 of 3 epochs, 2 steps." for note in notes), notes
+    assert any(note.startswith("its mask head has learned nothing") for note in notes)
+    assert evaluate_run(undisturbed, "val").notes == []
 
 
 def test_a_signal_during_the_last_step_lets_the_run_finish(store: Path, undisturbed: Run, tmp_path: Path) -> None:

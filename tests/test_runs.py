@@ -210,6 +210,16 @@ def test_without_masks_boxes_alone_are_compared() -> None:
     assert [each.figure for each in compare(kept(made), boxes_only).figures] == ["rec_acc50"]
 
 
+def test_without_boxes_masks_alone_are_compared_and_without_a_common_figure_nothing_is() -> None:
+    made = records({"x": [1, 0], "y": [1]})
+    masks_only = replace(kept(made), summary={"res_miou": 50.0})
+    found = compare(kept(made), masks_only)
+    assert [each.figure for each in found.figures] == ["res_miou"]
+    assert found.right == {}
+    with pytest.raises(InputError, match="no figure is of both"):
+        compare(replace(kept(made), summary={"rec_acc50": 50.0}), masks_only)
+
+
 def test_the_command_compares_two_runs_and_says_what_it_resampled(world: Path, tmp_path: Path, run) -> None:
     runs = copied(world, tmp_path)
     a, b = runs / "long", runs / "short"

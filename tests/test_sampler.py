@@ -231,5 +231,7 @@ def test_a_step_has_as_many_images_as_have_the_batchs_references_and_is_refused_
     assert images_in_batch(images, 12) == 4
     assert images_in_batch(images, 1) == 2, "a text needs another image to be told from"
     assert [len(one) for one in epoch_image_batches(images, [[0]] * 90, seed=0, epoch=0, batch=12)] == [12] * 7
-    with pytest.raises(ConfigError, match=r"batch=99 takes 33 images, the training references have 30; lower the"):
+    with pytest.raises(
+        ConfigError, match=r"batch=99 takes 33 images, the training references have 30; lower it: --set train.batch=90"
+    ):
         epoch_image_batches(images, [[0]] * 90, seed=0, epoch=0, batch=99)

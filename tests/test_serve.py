@@ -271,7 +271,7 @@ def test_the_command_tells_its_address_and_ends_on_ctrl_c_whatever_its_visitors_
     assert port, begun.out
     asking, waiting = (http.client.HTTPConnection(ADDRESS, int(port[1]), timeout=60) for _ in range(2))
     asking.request("GET", "/run")
-    assert json.loads(asking.getresponse().read())["dataset"] == "refcoco+"
+    assert json.loads(asking.getresponse().read())["dataset"] == "pocket refcoco+"
     asking.request("POST", "/answer?phrase=ring", photo.read_bytes(), UPLOAD)
     waiting.putrequest("POST", "/answer?phrase=ring")  # and says no more
     time.sleep(0.1)  # the photograph is in hand

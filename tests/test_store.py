@@ -160,7 +160,7 @@ def test_another_sam_makes_the_masks_stale_and_nothing_else(small: Small) -> Non
     line = str(refusal.value)
     assert f"made from another sam column (now {new.name})" in line
     assert line.endswith(
-        f"; renew: weakmcn precompute --data '/data sets' --dataset refcoco --split train,val --store {small.path} "
+        f"; make them: weakmcn precompute --data '/data sets' --dataset refcoco --split train,val --store {small.path} "
         "--stages masks"
     )
     assert "\n" not in line
@@ -185,7 +185,7 @@ def test_a_command_renews_the_inputs_that_are_not_whole_either(small: Small) -> 
 
 
 def test_an_absent_and_an_unknown_stage_are_refused(made: Small) -> None:
-    with pytest.raises(StoreError, match=r"has no dino column; renew: weakmcn precompute --.* --stages dino$"):
+    with pytest.raises(StoreError, match=r"has no dino column; make them: weakmcn precompute --.* --stages dino$"):
         made.open().require(["detect", "dino"], KEYS)
     with pytest.raises(StoreError, match=r"no column 'dino.tokens'"):
         Reader(made.open(), ["dino.tokens"])

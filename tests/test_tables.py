@@ -5,8 +5,8 @@ import io
 import json
 import os
 import signal
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -56,8 +56,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_store(tmp_path_factory.mktemp("world") / "store")
 
 
-def plans_of(store: Path, out: Path, *assignments: str) -> Plans:
-    return Plans(store, DATASET, out, preset="pocket", splits=["val"], assignments=[*SMALL, *assignments])
+def plans_of(store: Path, out: Path, *assignments: str, splits: Sequence[str] = ("val",)) -> Plans:
+    return Plans(store, DATASET, out, preset="pocket", splits=splits, assignments=[*SMALL, *assignments])
 
 
 def filled(plan: Plan, out: Path, table: Table, *, beside_paper: bool = False) -> list[Grid]:
@@ -162,6 +162,29 @@ def test_a_run_that_fails_is_told_in_its_row_and_keeps_no_other_from_being_made(
     assert cells(grid)["boxes"]["REC val"] != "–"
     assert any("not finite" in note for note in grid.notes)
     assert Filler(plan, tmp_path, ["val"], None, False, "cpu").failed() == [plan.of_system(broken)[0].name]
+
+
+def test_a_split_that_could_not_be_measured_is_no_fault_of_a_table_that_does_not_show_it(
+    store: Path, tmp_path: Path
+) -> None:
+    table = replace(TWO_ROWS, rows=TWO_ROWS.rows[:1])
+    both = Plan.of(plans_of(store, tmp_path, splits=("val", "later")), [table], seeds=1)
+    make(tmp_path, list(both.runs.values()), jobs=1)
+    assert len(Filler(both, tmp_path, ["val", "later"], None, False, "cpu").failed()) == 1
+    alone = Plan.of(plans_of(store, tmp_path), [table], seeds=1)
+    (grid,) = filled(alone, tmp_path, table)
+    assert cells(grid)["boxes"]["REC val"] != "–"
+    assert Filler(alone, tmp_path, ["val"], None, False, "cpu").failed() == []
+
+
+def test_a_split_that_there_is_not_is_refused_before_anything_is_trained(store: Path, tmp_path: Path, run) -> None:
+    out = tmp_path / "tables"
+    ended = run(
+        "tables", "1", "--shards", store, "--dataset", DATASET, "--preset", "pocket", "--split", "vla", "--out", out
+    )
+    assert ended.status == 2
+    assert "split 'vla' (did you mean 'val'?)" in ended.err
+    assert not out.exists()
 
 
 def test_a_killed_command_goes_on_and_a_finished_one_only_reads(

@@ -129,7 +129,10 @@ def test_where_columns_are_changes_no_byte(store: Path, undisturbed: Run, tmp_pa
     ("change", "message"),
     [
         ({"train": replace(RECIPE, batch=25)}, "batch=25 needs as many different images"),
-        ({"split": "trian"}, "split 'trian' has 0 of the 32 references .* splits present: train, val"),
+        (
+            {"split": "trian"},
+            "split 'trian' .did you mean 'train'.. has 0 of the 32 references .* splits present: train, val",
+        ),
         ({"model": replace(TINY, banks=("clip",))}, "no clip column"),
         ({"model": replace(TINY, side_px=64)}, r"canvas has 96 pixels, .* has 64 \(.*; --set model.side_px=96"),
         ({"model": replace(TINY, candidates=4)}, r"cells of the batch has shape .* Use the preset"),

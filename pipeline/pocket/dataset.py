@@ -72,6 +72,11 @@ class PocketSummary:
         return f"{count:,} of {self.images:,} photographs without a sentence, in no split" if count else ""
 
 
+def require_pocket(root: Path, *, flavour: Flavour, images: int, seed: int) -> None:
+    """Raise what `write_pocket` would, and write nothing."""
+    _fitting(Path(root), flavour, images, seed)
+
+
 def write_pocket(
     root: Path, *, flavour: Flavour, images: int, seed: int, progress: Progress | None = None
 ) -> PocketSummary:
@@ -84,14 +89,7 @@ def write_pocket(
         InputError: an unknown flavour, too few images, a negative seed, or `root` holds something else.
     """
     root = Path(root)
-    if flavour not in PARTITIONS:
-        raise InputError(f"There is no flavour '{flavour}' of the pocket world; take one of {', '.join(PARTITIONS)}.")
-    if images < MIN_IMAGES:
-        raise InputError(f"A pocket data set of {images} images cannot fill its splits; ask for {MIN_IMAGES} or more.")
-    if seed < 0:
-        raise InputError(f"The seed {seed} is negative; take 0 or more.")
-    asked = {"version": _VERSION, "images": images, "seed": seed}
-    finished = _finished_flavours(root, asked)
+    asked, finished = _fitting(root, flavour, images, seed)
     if flavour not in finished:
         write_json(root / _STARTED, asked)
         if progress:
@@ -103,6 +101,20 @@ def write_pocket(
     (root / _STARTED).unlink(missing_ok=True)
     splits = {split: counts[split] for split in get_args(Split) if split in counts}
     return PocketSummary(root=root, flavour=flavour, images=images, seed=seed, splits=splits, kept=flavour in finished)
+
+
+def _fitting(
+    root: Path, flavour: Flavour, images: int, seed: int
+) -> tuple[dict[str, int], dict[str, dict[str, dict[str, int]]]]:
+    """What a data set is made from, and its flavours that are there; InputError as `write_pocket` raises it."""
+    if flavour not in PARTITIONS:
+        raise InputError(f"There is no flavour '{flavour}' of the pocket world; take one of {', '.join(PARTITIONS)}.")
+    if images < MIN_IMAGES:
+        raise InputError(f"A pocket data set of {images} images cannot fill its splits; ask for {MIN_IMAGES} or more.")
+    if seed < 0:
+        raise InputError(f"The seed {seed} is negative; take 0 or more.")
+    asked = {"version": _VERSION, "images": images, "seed": seed}
+    return asked, _finished_flavours(root, asked)
 
 
 def _finished_flavours(root: Path, asked: dict[str, int]) -> dict[str, dict[str, dict[str, int]]]:
