@@ -18,6 +18,10 @@ demo *flags:
 # Everything a change must pass, but for the wheel
 check: lint types docs test
 
+# Take the screenshots of the pages again; needs Chromium and a finished `weakmcn demo --quick`
+screenshots:
+    {{ python }} -m tests.screenshots
+
 # The tests, or some of them:  just test tests/test_cli.py
 test *flags:
     {{ python }} -m pytest {{ flags }}

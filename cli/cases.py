@@ -151,8 +151,8 @@ BREAKDOWNS = (
         title="Length of the expression",
         axis="words",
         value=lambda case: case.words,
-        edges=(2, 3, 4, 5, 6, 8, 11),
-        labels=("0–1", "2", "3", "4", "5", "6–7", "8–10", "11+"),
+        edges=(1, 2, 3, 4, 5, 6, 8, 11),
+        labels=("0", "1", "2", "3", "4", "5", "6–7", "8–10", "11+"),
     ),
     Breakdown(
         title="Objects of the target's class in the photograph",

@@ -238,7 +238,7 @@ def _count(here: "Counts", published: "Counts | None", what: str) -> str:
 def _words_table(spoken: Mapping[str, WordCheck], file: Path | None) -> "Table":
     from ..model.config import ModelConfig
 
-    vectors = [f"in {file.name}"] if file else []
+    vectors = ["with a vector"] if file else []
     longer = f"longer than {ModelConfig.max_tokens}"
     table = _table("", "words of", "different", *vectors, "expressions", longer, "longest", "empty")
     for name, each in spoken.items():

@@ -128,7 +128,8 @@ def cell(answer: Answer, width_px: int, photo_px: int) -> Image.Image:
     if answer.right is not None:
         _dot(draw, 5, top + 10, RIGHT if answer.right else WRONG)
         left = 18
-    draw.text((left, top + 2), answer.note, FAINT, _font(15))
+    for line in _wrapped(answer.note, _font(15), width_px - left, 1):
+        draw.text((left, top + 2), line, FAINT, _font(15))
     return drawn
 
 

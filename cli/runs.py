@@ -245,7 +245,7 @@ def _show_rows(rows: Sequence[Row]) -> None:
 
     table = plain_table(gap=1)
     table.add_column("run", overflow="fold")
-    table.add_column("method and settings", overflow="fold")
+    table.add_column("method and settings", overflow="fold", min_width=20)
     table.add_column("data set", no_wrap=True)
     for head in ("epochs", "REC", "RES", "of", "time"):
         table.add_column(head, justify="left" if head == "of" else "right", no_wrap=True)

@@ -10,7 +10,8 @@ import typer
 from weakmcn.cli.main import app
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+DOCS = ROOT / "docs"
+PAGES = (ROOT / "README.md", *sorted(DOCS.glob("*.md")))
 
 
 def text_of(page: str) -> str:

@@ -18,9 +18,8 @@ from weakmcn.model.methods import METHODS
 from weakmcn.pipeline import config as pipeline_config
 from weakmcn.shards.store import Store
 
-from .pages import PAGES, ROOT, blocks, codes, command_of, commands, options, said, shell_lines, text_of
+from .pages import DOCS, PAGES, ROOT, blocks, codes, command_of, commands, options, said, shell_lines, text_of
 
-DOCS = ROOT / "docs"
 RUN = {("store.md", "webdataset")}
 """Marked blocks that a test of this module runs. README's Python is run by test_demo.py."""
 FOREIGN = {"--index-url", "--network"}
