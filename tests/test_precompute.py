@@ -372,7 +372,7 @@ def test_the_command_that_a_fault_names_mends_it(world: World, tmp_path: Path) -
         with pytest.raises(StoreError, match=fault) as refusal:
             opened.require(["dino", "masks"], keys, **whose)
         assert str(refusal.value).count("weakmcn precompute") == 1
-        words = shlex.split(str(refusal.value).partition("renew: weakmcn precompute ")[2])
+        words = shlex.split(str(refusal.value).partition("make them: weakmcn precompute ")[2])
         assert command(*words, "--executor", "local")[0] == 0
         Store.open(store).require(["dino", "masks"], keys)
         return words

@@ -104,7 +104,7 @@ def test_boxes_alone_have_no_figures_of_masks(scored: Weakmcn) -> None:
     assert told["rec_acc50"] == 25
     assert "res_miou" not in told
     assert "The predictions have no masks." in told["notes"]
-    (row,) = [line for line in scored(boxes).out.splitlines() if line.startswith(" val, 4 sentences")]
+    (row,) = [line for line in scored(boxes).out.splitlines() if line.startswith("val, 4 sentences")]
     assert row.split()[-9:] == ["25.0", *["–"] * 8]
 
 

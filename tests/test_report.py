@@ -162,7 +162,7 @@ def test_bins_hold_every_case_once_and_tell_its_mean() -> None:
     cases = [judged(masked(0, 0, 10, 10, sentence="red")), judged(record("red", box_iou=0.1)), judged(record("a b c"))]
     (by_length,) = (each for each in BREAKDOWNS if each.axis == "words")
     assert by_length.bins(cases, masks=True) == [
-        Bin(label="0–1", count=2, rec=50.0, res=50.0),
+        Bin(label="1", count=2, rec=50.0, res=50.0),
         Bin(label="3", count=1, rec=100.0, res=0.0),
     ]
     for breakdown in BREAKDOWNS:
