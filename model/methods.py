@@ -80,6 +80,10 @@ class Method:
         """The fields of a batch that an answer needs."""
         return [name for name in self.fields(config) if name not in self.only_trains]
 
+    def mask_head_waits(self, config: Any) -> bool:
+        """Whether its mask head begins to learn after `warm_epochs` alone."""
+        return self.predicts_masks(config) and "masks" in self.late
+
     def predicts_masks(self, config: ModelConfig) -> bool:
         """Whether it does so under `config`. Where not, its boxes are measured, and SAM's masks of them."""
         return self.masks and config.wres

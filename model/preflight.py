@@ -86,7 +86,7 @@ def first_stage_of(out: Path, named: Path | None) -> tuple[Run | None, Mapping[s
 def odd_settings(method: Method, model: ModelConfig, recipe: TrainConfig, *, has_words: bool) -> list[str]:
     """What the settings do that their owner may not want, a line each."""
     notes = []
-    if method.predicts_masks(model) and recipe.epochs <= model.warm_epochs:
+    if method.mask_head_waits(model) and recipe.epochs <= model.warm_epochs:
         notes.append(
             f"The mask head never trains: it begins after {model.warm_epochs} epochs, this run has {recipe.epochs}. "
             f"Train longer, or: --set model.warm_epochs={recipe.epochs // 2}"

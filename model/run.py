@@ -111,7 +111,7 @@ class Run:
         told, epochs, begins = [], self.train.epochs, self.model.warm_epochs
         if position.epoch < epochs:
             told.append(f"its training is not finished: {position.epoch} of {epochs} epochs, {position.step:,} steps.")
-        if self.method.predicts_masks(self.model) and (position.epoch, position.batch) <= (begins, 0):
+        if self.method.mask_head_waits(self.model) and (position.epoch, position.batch) <= (begins, 0):
             told.append(f"its mask head has learned nothing, its masks mean nothing: it begins after {begins} epochs.")
         return told
 
