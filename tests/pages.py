@@ -1,8 +1,10 @@
 """The documentation as data: its pages, their tables, the command lines they show; and what commands there are."""
 
+import io
 import re
 import shlex
 from collections.abc import Sequence
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,20 @@ def shell_lines(text: str) -> list[list[str]]:
     """Every `weakmcn …` in the shell blocks of a text, as words without the program's own."""
     lines = [line for block in blocks(text, "sh", "bash") for line in block.replace("\\\n", " ").splitlines()]
     return [words for line in lines for words in said(line)]
+
+
+def named(text: str) -> list[str]:
+    """The commands that sentences and tables of a text name in full: with all that is needed, and no word in capitals
+    for something of the reader's.
+    """
+    found = []
+    for code in codes(text):
+        name, rest = command_of(code.split()[1:]) if code.startswith("weakmcn ") else ("", [])
+        if name and rest and not any(word.isupper() for word in rest):
+            with suppress(typer.TyperException), redirect_stdout(io.StringIO()):
+                commands()[name].make_context(name, list(rest), resilient_parsing="--help" in rest).close()
+                found.append(code)
+    return list(dict.fromkeys(found))
 
 
 def said(line: str) -> list[list[str]]:

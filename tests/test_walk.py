@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 
 from . import clusters
-from .pages import PAGES, text_of
+from .pages import PAGES, command_of, named, text_of
 from .walk import done, is_shown, lines_of, plain, steps, terminal, trained, typed
 from .walked import OF_QUICK, demo_of, has_quick, make_demo, prepare
 
 ELSEWHERE = "add-a-method.md"
 """test_own_methods.py types its commands, and looks at what they leave."""
-WALKED = [page for page in PAGES if steps(page.read_text("utf-8")) and page.name != ELSEWHERE]
+HOURS = ("demo", "pocket", "tables", "train")
+"""Where a sentence names these, it tells what a figure is from: minutes to hours. test_docs.py parses them."""
+WALKED = [page for page in PAGES if page.name != ELSEWHERE and (steps(text := page.read_text("utf-8")) or named(text))]
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +25,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("page", WALKED, ids=lambda page: page.name)
-def test_the_commands_of_a_page_run_in_order_and_print_what_it_shows(page: Path, made: Path, tmp_path: Path) -> None:
-    todo = [step for step in steps(page.read_text("utf-8")) if not step.by_gate]
-    if todo:
+def test_the_commands_of_a_page_run_in_order_and_print_what_it_shows_then_those_of_its_sentences(
+    page: Path, made: Path, tmp_path: Path
+) -> None:
+    text = page.read_text("utf-8")
+    todo = [step for step in steps(text) if not step.by_gate]
+    spoken = [code for code in named(text) if command_of(code.split()[1:])[0] not in HOURS]
+    if todo or spoken:
         prepare(page.name, demo_of(page.name, made), tmp_path)
     with terminal(tmp_path):
         others = {step.figures_of for step in todo} - {"", trained()}
@@ -36,6 +42,9 @@ def test_the_commands_of_a_page_run_in_order_and_print_what_it_shows(page: Path,
                 varies = step.varies or step.figures_of in others
                 shown, found = (plain(text, varies=varies) for text in (step.shown, printed))
                 assert is_shown(shown, found), "\n".join([step.code, "-- shown", *shown, "-- printed", *found])
+        for code in spoken:
+            status, printed = typed(code)
+            assert status == 0, f"{code}\n{printed}"
     if others:
         pytest.skip("all but its figures is as shown; they are of another training: " + why_other(page.name))
 
