@@ -116,6 +116,8 @@ def cut_to(photo: Photo, box: np.ndarray | None) -> np.ndarray | None:
 def answer_row(found: Found) -> dict[str, Any]:
     """One answer as JSON, without the box or the mask of a method that predicts none; to a hundredth of a pixel."""
     row: dict[str, Any] = {"phrase": found.phrase, "unknown_words": found.unknown_words}
+    if found.remark:
+        row["remark"] = found.remark
     if found.box is not None:
         x0, y0, x1, y1 = (float(value) for value in found.box)
         row["box_xyxy"] = [round(value, 2) for value in (x0, y0, x1, y1)]

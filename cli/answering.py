@@ -40,7 +40,9 @@ class Found:
 
     phrase: str
     unknown_words: list[str]
-    """Words of the phrase that the run has never seen. It reads each as the same word, which it has not learned."""
+    """Words that it read of the phrase and has never seen. It reads each as the same word, which it has not learned."""
+    remark: str
+    """What is to be told of the phrase, "" of one that is read as it stands."""
     box: np.ndarray | None
     """float64 [4], x0 y0 x1 y1 in photo pixels; not clipped to the photo. None where the method predicts no boxes."""
     objectness: float | None
@@ -70,13 +72,16 @@ class Answerer:
 
     def remark(self, phrase: str) -> str:
         """What is to be told of a phrase that is not read as it stands; "" of any other."""
-        max_tokens = self._run.model.max_tokens
-        told, read = [cut_remark(phrase, max_tokens)], words_of(phrase)[:max_tokens]
-        if unknown := self._vocabulary.unknown(" ".join(read)):
-            is_all = len(unknown) == len(read)
+        told = [cut_remark(phrase, self._run.model.max_tokens)]
+        if unknown := self._unknown(phrase):
+            is_all = len(unknown) == min(len(words_of(phrase)), self._run.model.max_tokens)
             whole = "; it knows no word of this, and its answer means nothing" if is_all else ""
             told.append(f"the run has never seen: {', '.join(unknown)}{whole}")
         return "; ".join(filter(None, told))
+
+    def _unknown(self, phrase: str) -> list[str]:
+        """The words that are read of a phrase and that the run has never seen."""
+        return self._vocabulary.unknown(" ".join(words_of(phrase)[: self._run.model.max_tokens]))
 
     def see(self, photos: Sequence[Photo], *, of: int | None = None) -> list[Columns]:
         """The columns of each photo as the store would give them, large maps with the codec's rounding.
@@ -127,7 +132,8 @@ class Answerer:
         return [
             Found(
                 phrase=text,
-                unknown_words=self._vocabulary.unknown(text),
+                unknown_words=self._unknown(text),
+                remark=self.remark(text),
                 box=None if boxes is None else boxes[place],
                 objectness=None if boxes is None else float(predictions.scores[place]),
                 mask=None if masks is None else photo.letterbox.mask_to_photo(masks[place]),

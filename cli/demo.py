@@ -87,8 +87,8 @@ def demo(
     settings = [*size.settings, f"train.seed={seed}", *([] if epochs is None else [f"train.epochs={epochs}"])]
     data, store_path, run_path = out / "data", out / "store", out / "run"
     _require_folder(out, data)
+    _settings(settings)  # raises for one that cannot be
     require_pocket(data, flavour=flavour.value, images=size.images if images is None else images, seed=seed)
-    _settings(settings)
     console = Console(highlight=False)
     story = Story(console)
     dataset, splits = DATASET[flavour.value], SPLITS[flavour.value]

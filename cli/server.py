@@ -139,7 +139,7 @@ class Site(ThreadingHTTPServer):
             if photo.sha256 != self._last[0]:
                 self._last = photo.sha256, self._answerer.see([photo])[0]
             (found,) = self._answerer.answers(photo, self._last[1], [phrase])
-        row = {**answer_row(found), "remark": self._answerer.remark(phrase)}
+        row = {**answer_row(found), "remark": found.remark}
         if found.mask is not None:
             row["mask_px"] = int(found.mask.sum())
         marks = Marks(box=cut_to(photo, found.box), mask=found.mask)

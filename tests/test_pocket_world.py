@@ -258,7 +258,7 @@ def test_an_interrupted_run_is_simply_run_again(root: Path, tmp_path: Path) -> N
 
 def test_what_is_there_already_is_never_overwritten(root: Path, tmp_path: Path) -> None:
     before = digests(root)
-    with pytest.raises(InputError, match="images 40, seed 5"):
+    with pytest.raises(InputError, match="data set of seed 5, this one is of seed 6"):
         write_pocket(root, flavour="refcoco", images=40, seed=6)
     assert digests(root) == before
     (tmp_path / "holiday.txt").write_text("photos")

@@ -136,6 +136,8 @@ def test_a_phrase_longer_than_is_read_is_told_and_so_is_no_unknown_word_behind_i
     ended = run("predict", "--run", demo / "run", "--image", photo, "--phrase", long, "--out", "found.png")
     why = "only its first 15 words are read, up to “ring”; the run has never seen: blorp"
     assert ended.err == f"{NOTE}“{long}”: {why}\n"
+    (answer,) = json.loads(Path("found.json").read_text())["answers"]
+    assert (answer["unknown_words"], answer["remark"]) == (["blorp"], why)
 
 
 def test_boxes_are_given_by_their_corners_and_by_corner_and_size(run: Weakmcn, demo: Path, tmp_path: Path) -> None:

@@ -187,6 +187,14 @@ def test_a_split_that_there_is_not_is_refused_before_anything_is_trained(store: 
     assert not out.exists()
 
 
+def test_a_folder_of_other_things_is_refused_and_left_alone(store: Path, tmp_path: Path, run) -> None:
+    (tmp_path / "notes.txt").touch()
+    ended = run("tables", "1", "--shards", store, "--dataset", DATASET, "--preset", "pocket", "--out", tmp_path)
+    assert ended.status == 2
+    assert "holds other things and no tables" in ended.err
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
 def test_a_killed_command_goes_on_and_a_finished_one_only_reads(
     commands: Commands, store: Path, tmp_path: Path, run: Callable[..., Ended]
 ) -> None:

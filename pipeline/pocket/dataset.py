@@ -130,8 +130,13 @@ def _finished_flavours(root: Path, asked: dict[str, int]) -> dict[str, dict[str,
         except (ValueError, TypeError, AttributeError):
             raise InputError(f"{root / name} is damaged; remove the folder {root} or name a new one.") from None
         if found != asked:
-            settings = clip(", ".join(f"{key} {value}" for key, value in found.items()), 80)
-            raise InputError(f"{root} holds a pocket data set of {settings}; ask for the same or name a new folder.")
+            is_other = {key: value for key, value in found.items() if value != asked.get(key)}
+            settings = clip(", ".join(f"{key} {value}" for key, value in is_other.items()), 80)
+            wanted = ", ".join(f"{key} {value}" for key, value in asked.items() if found.get(key) != value)
+            raise InputError(
+                f"{root} holds a pocket data set of {settings}, this one is of {wanted}; ask for the same or "
+                "name a new folder."
+            )
         return {
             flavour: counts for flavour, counts in flavours.items() if all(p.exists() for p in _files(root, flavour))
         }
