@@ -268,7 +268,6 @@ def _absent_table(found: "DataCheck") -> "Table":
 
 
 def _table(title: str, *heads: str) -> "Table":
-
     from ..pipeline.plain_table import plain_table
 
     table = plain_table(gap=1, title=title)

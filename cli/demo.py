@@ -88,7 +88,8 @@ def demo(
     data, store_path, run_path = out / "data", out / "store", out / "run"
     _require_folder(out, data)
     _settings(settings)  # raises for one that cannot be
-    require_pocket(data, flavour=flavour.value, images=size.images if images is None else images, seed=seed)
+    count = size.images if images is None else images
+    require_pocket(data, flavour=flavour.value, images=count, seed=seed)
     console = Console(highlight=False)
     story = Story(console)
     dataset, splits = DATASET[flavour.value], SPLITS[flavour.value]
@@ -98,7 +99,7 @@ def demo(
         "Drawing photographs of shapes, and writing what people might type to name one of them, in the file formats "
         f"of {flavour.value}: JPEGs, COCO annotations, a list of expressions.",
     ):
-        summary = _draw(data, flavour.value, size.images if images is None else images, seed)
+        summary = _draw(data, flavour.value, count, seed)
     with story.step(
         "What the frozen networks see",
         "Frozen networks look at every photograph once: a detector proposes candidate boxes, DINO and SAM describe the "

@@ -150,7 +150,6 @@ def _show_machine(console: "Console", machine: "Machine", *, shipped: tuple[int,
 
 
 def _show_checkpoints(console: "Console", folder: Path, seen: Sequence["Verification"]) -> None:
-
     from ..pipeline.health import presets_of
     from ..pipeline.plain_table import plain_table
 
@@ -222,16 +221,14 @@ def _show_parameters(preset: str, method: str, counted: "ParameterTable", neares
     if method in OF_AUTHORS:
         table.add_column("their module", "sum", no_wrap=True)
         table.add_column("ours", no_wrap=True)
-    else:
-        table.add_column("module", "sum", no_wrap=True)
-    left_out = counted.total - counted.learns
-    if method in OF_AUTHORS:
+        left_out = counted.total - counted.learns
         for head, total in (("learns", counted.learns), ("left out", left_out), ("theirs", counted.total)):
             table.add_column(head, f"{total:,}", justify="right", no_wrap=True)
         for row in counted.rows:
             counts = (f"{n:,}" if n else "" for n in (row.learns, row.left_out, row.total))
             table.add_row(row.official, row.ours, *counts)
     else:  # a port has modules of its own
+        table.add_column("module", "sum", no_wrap=True)
         table.add_column("learns", f"{counted.learns:,}", justify="right", no_wrap=True)
         for row in counted.rows:
             table.add_row(row.ours, f"{row.learns:,}")

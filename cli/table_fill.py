@@ -68,7 +68,7 @@ def is_the_papers(store: Store, dataset: str, preset: str) -> bool:
         dataset in PAPER_DATASETS
         and preset in PRESETS
         and preset != "pocket"
-        and store.called(dataset) == dataset
+        and not store.is_pocket
         and set(store.images["source"].to_pylist()) == {"coco"}
     )
 

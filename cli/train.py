@@ -230,7 +230,7 @@ def fitting_preset(store: "Store", dataset: str) -> str:
     from ..model.config import PRESETS
     from ..shards.errors import ConfigError
 
-    if store.called(dataset) != dataset:
+    if store.is_pocket:
         return "pocket"
     name = dataset.partition("-")[0]
     if name not in PRESETS:

@@ -108,13 +108,14 @@ def stage_of(folder_name: str) -> str | None:
     return match[1] if match and match[1] in FAMILIES else None
 
 
-def called(dataset: str, stages: Iterable[Mapping[str, Any]]) -> str:
-    """A data set as it is called beside figures: one that the pocket networks have seen is drawn, and no RefCOCO.
+def of_pocket(stages: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether the pocket networks made a column, so that its photographs are drawn. stages: content of stage.json's."""
+    return any(each.get("recorded", {}).get("preset") == "pocket" for each in stages)
 
-    stages: content of the stage.json of each column.
-    """
-    is_drawn = any(each.get("recorded", {}).get("preset") == "pocket" for each in stages)
-    return f"pocket {dataset}" if is_drawn else dataset
+
+def called(dataset: str, stages: Iterable[Mapping[str, Any]]) -> str:
+    """A data set as it is called beside figures: a drawn one is no RefCOCO."""
+    return f"pocket {dataset}" if of_pocket(stages) else dataset
 
 
 def _read_stage_json(path: Path) -> dict[str, Any]:

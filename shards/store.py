@@ -20,7 +20,7 @@ import pyarrow as pa
 from .choices import not_known
 from .columns import FAMILIES, Field, column
 from .errors import DamagedShardError, StoreError
-from .family import Family, called, family_name
+from .family import Family, called, family_name, of_pocket
 from .geometry import Letterbox
 from .layout import (
     IMAGES_FILE,
@@ -148,6 +148,11 @@ class Store:
     def datasets(self) -> list[str]:
         """Names of the data sets whose references are indexed, sorted."""
         return sorted(path.stem.removeprefix("refs-") for path in self.path.glob("refs-*.parquet"))
+
+    @property
+    def is_pocket(self) -> bool:
+        """Whether the pocket networks filled it."""
+        return of_pocket(family.stage_json for family in self.families.values())
 
     def called(self, dataset: str) -> str:
         """A data set as it is called beside figures."""
