@@ -72,18 +72,19 @@ class Output:
         _draw(photo, found, picture)
         return {**row, "picture": picture.relative_to(base).as_posix()}
 
-    def end(self, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> list[Path]:
-        """Write the numbers, with the facts that hold for all of them; the files to tell of."""
+    def end(self, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> list[str]:
+        """Write the numbers, with the facts that hold for all of them; what was written, in words."""
         if self.picture is not None:
             numbers = self.picture.with_suffix(".json")
             write_json(numbers, {**facts, **rows[0]})
             masks = [self.picture.parent / each["mask_file"] for each in rows[0]["answers"] if "mask_file" in each]
-            return [self.picture, numbers, *masks]
+            return [str(path) for path in (self.picture, numbers, *masks)]
         if self.folder is None:
             return []
         lines = [json.dumps({**facts, **row}, sort_keys=True, allow_nan=False) for row in rows]
         write_bytes(self.folder / LINES, "".join(f"{line}\n" for line in lines).encode("utf-8"))
-        return [self.folder / LINES]
+        masks = sum("mask_file" in answer for row in rows for answer in row["answers"])
+        return [f"{self.folder / LINES}, and beside it {_count(len(rows), 'picture')}, {_count(masks, 'mask')}"]
 
 
 def _draw(photo: Photo, found: Sequence[Found], path: Path) -> None:
@@ -127,6 +128,10 @@ def answer_row(found: Found) -> dict[str, Any]:
     if found.mask is not None:
         row["mask"] = {"size": list(found.mask.shape), "counts": rle_encode(found.mask)}
     return row
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _mask_files(picture: Path, count: int) -> list[Path]:

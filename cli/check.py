@@ -13,7 +13,7 @@ from . import completion
 from .options import AsJson
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, Group
     from rich.table import Table
 
     from ..pipeline.check import DataCheck, DatasetCheck, Told
@@ -78,6 +78,7 @@ def check(
     from rich.console import Console
 
     from ..pipeline.check import check_data
+    from ..pipeline.plain_table import plain_console
 
     with _told(Console(stderr=True)) as told:
         found = check_data(root, datasets=dataset, decoded=decode, told=told)
@@ -86,7 +87,7 @@ def check(
     if as_json:
         typer.echo(json.dumps(_facts(found, spoken, problems), indent=2))
     else:
-        _show(Console(highlight=False), found, spoken, problems, words)
+        _show(plain_console(), found, spoken, problems, words)
     if problems:
         raise typer.Exit(2)
 
@@ -211,11 +212,14 @@ def _show(
         say("All that is needed is there." if found.photos.decoded else "All that is needed is there, by its headers.")
 
 
-def _counts_table(found: "DataCheck") -> "Table":
+def _counts_table(found: "DataCheck") -> "Group":
+    from ..pipeline.annotations import EXPORT_FILE, POCKET_FILE
     from ..pipeline.datasets import Counts
+    from ..pipeline.plain_table import with_words
 
-    pocket = ", a pocket world" if any(not each.is_published for each in found.datasets) else ""
-    table = _table(f"{found.root}{pocket}", "data set", "split", *SIZES)
+    kinds = {POCKET_FILE: "a pocket world", EXPORT_FILE: "pseudo labels of weakmcn export"}
+    told = [what for name, what in kinds.items() if (found.root / name).exists()]
+    table = _table("data set", "split", *SIZES)
     for each in found.datasets:
         if each.fault:
             table.add_row(each.name, "[red]cannot be used[/]")
@@ -225,7 +229,7 @@ def _counts_table(found: "DataCheck") -> "Table":
             cells = (_count(each.counts.get(split, none), published.get(split), what) for what in SIZES)
             table.add_row(each.name if place == 0 else "", split, *cells)
         table.add_section()
-    return table
+    return with_words(table, above=", ".join([f"{found.root}", *told]))
 
 
 def _count(here: "Counts", published: "Counts | None", what: str) -> str:
@@ -240,7 +244,7 @@ def _words_table(spoken: Mapping[str, WordCheck], file: Path | None) -> "Table":
 
     vectors = ["with a vector"] if file else []
     longer = f"longer than {ModelConfig.max_tokens}"
-    table = _table("", "words of", "different", *vectors, "expressions", longer, "longest", "empty")
+    table = _table("words of", "different", *vectors, "expressions", longer, "longest", "empty")
     for name, each in spoken.items():
         covered = [f"{each.covered:,}" if each.covered is not None else "?"] if file else []
         numbers = (each.expressions, each.cut, each.longest, each.blank)
@@ -249,28 +253,28 @@ def _words_table(spoken: Mapping[str, WordCheck], file: Path | None) -> "Table":
 
 
 def _shared_table(found: "DataCheck") -> "Table":
-    table = _table("", "who trains on", "and measures on", "knows photographs")
+    table = _table("who trains on", "and measures on", "knows photographs")
     for each in found.shared:
         table.add_row(each.train, f"{each.evaluated} {each.split}", f"{each.images:,}")
     table.columns[1].justify = "left"
     return table
 
 
-def _absent_table(found: "DataCheck") -> "Table":
+def _absent_table(found: "DataCheck") -> "Group":
     from ..pipeline.layouts import BESIDE, names_to_look_for
+    from ..pipeline.plain_table import with_words
 
-    table = _table("", "not here", "what to look for")
+    table = _table("not here", "what to look for")
     table.columns[1].justify = "left"
-    table.caption, table.caption_justify = BESIDE, "left"
     for spec in found.absent:
         table.add_row(spec.name, names_to_look_for(spec), style="dim")
-    return table
+    return with_words(table, below=BESIDE)
 
 
-def _table(title: str, *heads: str) -> "Table":
+def _table(*heads: str) -> "Table":
     from ..pipeline.plain_table import plain_table
 
-    table = plain_table(gap=1, title=title)
+    table = plain_table(gap=1)
     table.add_column(heads[0], no_wrap=True)
     for head in heads[1:]:
         table.add_column(head, justify="left" if head == "split" else "right", no_wrap=True)

@@ -206,10 +206,9 @@ def _print_json(made: "Conversion", origin: Any, out: Path) -> None:
 
 
 def _print_table(made: "Conversion", every: bool) -> None:
-    from rich.console import Console
 
     from ..model.convert import grouped
-    from ..pipeline.plain_table import plain_table
+    from ..pipeline.plain_table import plain_console, plain_table
 
     table = plain_table(gap=0)
     table.add_column("their module", overflow="fold")
@@ -218,7 +217,7 @@ def _print_table(made: "Conversion", every: bool) -> None:
     table.add_column("becomes", overflow="fold")
     for group in grouped(made.ledger):
         table.add_row(group.official, f"{group.tensors:,}", f"{group.parameters:,}", _fate(group))
-    console = Console(highlight=False)
+    console = plain_console()
     console.print(table)
     console.print("frozen: an encoder's; its outputs are columns of the store.", style="dim")
     console.print("dead: no loss ever gave it a gradient; left out.", style="dim")

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -79,18 +79,18 @@ def demo(
 
     Interrupted, the same command goes on where it was.
     """
-    from rich.console import Console
-
+    from ..pipeline.plain_table import plain_console
     from ..pipeline.pocket.dataset import require_pocket
 
     size = QUICK if quick else FULL
     settings = [*size.settings, f"train.seed={seed}", *([] if epochs is None else [f"train.epochs={epochs}"])]
     data, store_path, run_path = out / "data", out / "store", out / "run"
     _require_folder(out, data)
-    _settings(settings)  # raises for one that cannot be
+    model, recipe = _settings(settings)  # raises for one that cannot be
     count = size.images if images is None else images
     require_pocket(data, flavour=flavour.value, images=count, seed=seed)
-    console = Console(highlight=False)
+    _require_same_run(run_path, model, recipe)
+    console = plain_console()
     story = Story(console)
     dataset, splits = DATASET[flavour.value], SPLITS[flavour.value]
 
@@ -138,6 +138,16 @@ def _require_folder(out: Path, data: Path) -> None:
         raise InputError(f"--out {out}: holds other things and no demo; choose a new folder.")
 
 
+def _require_same_run(path: Path, model: "ModelConfig", recipe: "TrainConfig") -> None:
+    """ConfigError where an earlier demo trained otherwise; the batch hangs on the data."""
+    if (path / "run.json").exists():
+        from ..model.run import Run  # brings in torch
+
+        run = Run.open(path)
+        asked = replace(recipe, batch=run.train.batch)
+        run.check_same({**run.facts, "model": asdict(model), "train": asdict(asked)})
+
+
 class Story:
     """Tells each step in words, and keeps the seconds it took."""
 
@@ -169,12 +179,11 @@ def spread(records: Sequence["SentenceRecord"], count: int) -> list["SentenceRec
 
 
 def _draw(data: Path, flavour: "Flavour", images: int, seed: int) -> "PocketSummary":
-    from rich.console import Console
-
+    from ..pipeline.plain_table import plain_console
     from ..pipeline.pocket.dataset import write_pocket
     from ..pipeline.progress import Progress
 
-    with Progress(Console(stderr=True)) as progress:
+    with Progress(plain_console(stderr=True)) as progress:
         summary = write_pocket(data, flavour=flavour, images=images, seed=seed, progress=progress)
     counts = ", ".join(f"{split} {count['sentences']:,}" for split, count in summary.splits.items())
     told = [f"{images:,} photographs", f"sentences: {counts}", summary.unasked, "was there already" * summary.kept]
@@ -183,8 +192,7 @@ def _draw(data: Path, flavour: "Flavour", images: int, seed: int) -> "PocketSumm
 
 
 def _precompute(data: Path, dataset: str, splits: Sequence[str], store: Path, executor: str) -> None:
-    from rich.console import Console
-
+    from ..pipeline.plain_table import plain_console
     from ..pipeline.precompute import precompute, settings
     from ..shards.errors import StageError
 
@@ -195,7 +203,7 @@ def _precompute(data: Path, dataset: str, splits: Sequence[str], store: Path, ex
         dataset=dataset,
         splits=splits,
         executor=executor,
-        console=Console(stderr=True),
+        console=plain_console(stderr=True),
     )
     if report.failures:
         raise StageError(report.summary())
@@ -301,11 +309,12 @@ def _tell_end(
     """One sentence on the figures, where things are, and what to type next."""
     figures, baselines = found[0].summary, found[0].baselines
     floor = max(baselines[name]["rec_acc50"] for name in ("best_scored", "random", "largest"))
+    overlap = f"its masks overlap the true ones by [bold]{figures['res_miou']:.0f} %[/] on average"
+    masks = "its masks mean nothing" if run.notes else overlap
     console.print(
         f"\nOf {figures['sentences']:,} sentences of {found[0].split} it found the right box for "
         f"[bold]{figures['rec_acc50']:.0f} %[/] (without language {floor:.0f} %, at best "
-        f"{baselines['oracle']['rec_acc50']:.0f} %); its masks overlap the true ones by "
-        f"[bold]{figures['res_miou']:.0f} %[/] on average."
+        f"{baselines['oracle']['rec_acc50']:.0f} %); {masks}."
     )
     typer.echo(f"\nThe picture:  {out / 'contact_sheet.png'}\nThe figures:  {out / 'results.json'}")
     if best is not None:

@@ -71,6 +71,7 @@ def doctor(
 
     from ..pipeline import health
     from ..pipeline.encoders.weights import examine
+    from ..pipeline.plain_table import plain_console
 
     waiting = Console(stderr=True)
     with waiting.status("looking around"):
@@ -98,7 +99,7 @@ def doctor(
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
     else:
-        console = Console(highlight=False)
+        console = plain_console()
         _show_machine(console, machine, shipped=(shipped, len(damaged)), ray_started=facts["ray_started"])
         _show_checkpoints(console, weights, seen)
         _show_problems(console, problems)
@@ -212,10 +213,8 @@ def _parameters(preset: str, method: str, as_json: bool) -> None:
 
 
 def _show_parameters(preset: str, method: str, counted: "ParameterTable", nearest: int) -> None:
-    from rich.console import Console
-
     from ..model.parameters import PAPER_MILLIONS
-    from ..pipeline.plain_table import plain_table
+    from ..pipeline.plain_table import plain_console, plain_table
 
     table = plain_table(gap=0, footer=True)
     if method in OF_AUTHORS:
@@ -232,7 +231,7 @@ def _show_parameters(preset: str, method: str, counted: "ParameterTable", neares
         table.add_column("learns", f"{counted.learns:,}", justify="right", no_wrap=True)
         for row in counted.rows:
             table.add_row(row.ours, f"{row.learns:,}")
-    console = Console(highlight=False)
+    console = plain_console()
     console.print(f"Trainable parameters of {method}, preset {preset}", style="bold")
     console.print(table)
     console.print("Not counted: the word table, which is frozen and as long as the vocabulary.")

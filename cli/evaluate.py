@@ -9,7 +9,7 @@ import typer
 from .options import AsJson, DatasetOfRun, Device, Split, StoreOfRun
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
     from ..model.checkpoint import Position
     from ..model.evaluate import Evaluation
@@ -151,21 +151,23 @@ def _of_predictions(file: Path, run: Path | None, split: str, shards: Path | Non
 
 def show(evaluations: Sequence["Evaluation"]) -> None:
     """Print the table of several splits, and below it what there is to know about them."""
-    from rich.console import Console
+    from ..pipeline.plain_table import plain_console
 
-    console = Console()
+    console = plain_console()
     console.print(results_table(evaluations))
+    splits: dict[str, list[str]] = {}
     for found in evaluations:
         for note in found.notes:
-            console.print(f"{found.dataset} {found.split}: {note}", markup=False, highlight=False, soft_wrap=True)
+            splits.setdefault(note, []).append(found.split)
+    for note, named in splits.items():
+        console.print(f"{evaluations[0].dataset} {', '.join(named)}: {note}", markup=False, soft_wrap=True)
 
 
-def results_table(evaluations: Sequence["Evaluation"]) -> "Table":
+def results_table(evaluations: Sequence["Evaluation"]) -> "Group":
     """One section a split: the run, the floor, the ceiling."""
-    from ..pipeline.plain_table import plain_table
+    from ..pipeline.plain_table import plain_table, with_words
 
-    table = plain_table(gap=1, title=f"{evaluations[0].called}, percent of all sentences")
-    table.caption = "What each column and row means: weakmcn eval --help"
+    table = plain_table(gap=1)
     table.add_column("", no_wrap=True)
     for head in COLUMNS.values():
         table.add_column(head, justify="right", no_wrap=True)
@@ -180,4 +182,8 @@ def results_table(evaluations: Sequence["Evaluation"]) -> "Table":
                 cells = (f"{figures[column]:.1f}" if column in figures else "" for column in COLUMNS)
                 table.add_row(f"  {label}", *cells, style="dim")
         table.add_section()
-    return table
+    return with_words(
+        table,
+        above=f"{evaluations[0].called}, percent of all sentences",
+        below="What each column and row means: weakmcn eval --help",
+    )

@@ -83,6 +83,7 @@ def export(
     from ..pipeline.datasets import ALIASES
     from ..shards.errors import ConfigError
     from ..shards.store import Store
+    from .who_answers import checkpoint_of, tell_notes
 
     opened = Run.open(run)
     store = Store.open(shards or opened.store)
@@ -96,10 +97,10 @@ def export(
     facts = {
         **{"run": str(run), "method": opened.facts["method"], "dataset": name, "split": split},
         **{"mask": masks, "box": str(box), "min_score": min_score, "min_agreement": min_agreement},
-        "checkpoint": _step(opened),
+        "checkpoint": checkpoint_of(opened),
+        "source": _source(store, name),
     }
-    for note in opened.notes:
-        typer.echo(f"note: {note}", err=True)
+    tell_notes(opened)
     told = _Told()
     found = _labels(opened, store, name, split, masks, device)
     rows = _kept(_pseudo(found, store, name, box, told), told, min_score=min_score, min_agreement=min_agreement)
@@ -136,13 +137,10 @@ def _masks(run: "Run", store: "Store", asked: MaskFrom | None) -> str | None:
     return "sam" if "masks" in store.families else None
 
 
-def _step(run: "Run") -> int | None:
-    from ..model import checkpoint
-
-    saved, faults = checkpoint.newest(run.checkpoints)
-    for fault in faults:
-        typer.echo(f"note: {fault}", err=True)
-    return None if saved is None else saved.position.step
+def _source(store: "Store", dataset: str) -> str:
+    """Whose photographs a data set is about."""
+    sources = dict(zip(store.keys, store.images["source"].to_pylist(), strict=True))
+    return sources[store.references(dataset)["key"][0].as_py()]
 
 
 def _labels(run: "Run", store: "Store", dataset: str, split: str, masks: str | None, device: str) -> Iterator["Label"]:

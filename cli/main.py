@@ -178,6 +178,11 @@ def _usage(fault: typer.TyperException) -> str:
         return ""
     context: Any = getattr(fault, "ctx", None)
     see = f"see {context.command_path if context else 'weakmcn'} --help."
+    asked = getattr(fault, "option_name", "").lstrip("-")
+    for argument in (each for each in context.command.params if each.param_type_name == "argument") if context else ():
+        if asked in (argument.name, argument.metavar.lower()):
+            alone = f"write {argument.metavar} without it: {context.command_path} {argument.metavar}"
+            return f"no such option: --{asked}; {alone}; {see}"
     return f"{message[:1].lower()}{message[1:]}{'' if message.endswith('?') else ';'} {see}"
 
 

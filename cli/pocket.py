@@ -44,20 +44,18 @@ def pocket(
     The same arguments give the same bytes. A finished data set is kept, an interrupted one is written again, a folder
     with anything else in it is left alone.
     """
-    from rich.console import Console
-
-    from ..pipeline.plain_table import plain_table
+    from ..pipeline.plain_table import plain_console, plain_table
     from ..pipeline.pocket.dataset import write_pocket
     from ..pipeline.progress import Progress
 
-    with Progress(Console(stderr=True)) as progress:
+    with Progress(plain_console(stderr=True)) as progress:
         summary = write_pocket(root, flavour=flavour.value, images=images, seed=seed, progress=progress)
     table = plain_table()
     for head in ("split", "images", "references", "sentences"):
         table.add_column(head, justify="left" if head == "split" else "right")
     for split, counts in summary.splits.items():
         table.add_row(split, *(f"{counts[name]:,}" for name in ("images", "references", "sentences")))
-    Console().print(table)
+    plain_console().print(table)
     if summary.unasked:
         typer.echo(f"{summary.unasked}.")
     typer.echo(f"{root}: {'was there already, kept' if summary.kept else 'done'}.")

@@ -126,8 +126,7 @@ def precompute(
     if not dry_run:
         refuse_if_held(store)  # at once: importing torch and reading weights takes long
 
-    from rich.console import Console
-
+    from ..pipeline.plain_table import plain_console
     from ..pipeline.precompute import precompute, settings
 
     report = precompute(
@@ -146,8 +145,8 @@ def precompute(
         probe=dry_run and not no_probe,
         insecure_ray=insecure_ray,
         stall_s=60 * stall_minutes,
-        console=Console(stderr=True),
-        plan_console=Console() if dry_run else None,  # then it is the answer
+        console=plain_console(stderr=True),
+        plan_console=plain_console() if dry_run else None,  # then it is the answer
     )
     typer.echo(report.summary())
     if report.exit_code:

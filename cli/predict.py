@@ -3,14 +3,13 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .options import Device, MovedCheckpoints
 
 if TYPE_CHECKING:
-    from ..model.run import Run
     from ..pipeline.images import Photo
     from .answering import Answerer, Found
     from .questions import Question
@@ -72,6 +71,7 @@ def predict(
     from .answer_files import Output, picture_of
     from .answering import Answerer, frozen_networks
     from .questions import broken, questions, require_sound
+    from .who_answers import checkpoint_of, tell_notes
 
     images = image or []
     _require_question(images, phrase or (), pairs)
@@ -87,10 +87,9 @@ def predict(
     bad = broken(asked, side=config.side_px)
     require_sound(bad, len(asked), skip_bad=skip_bad)
     answerer = Answerer(opened, config, where)
-    for note in opened.notes:
-        typer.echo(f"note: {note}", err=True)
+    tell_notes(opened)
     _tell_before(answerer, asked, bad)
-    facts = {"run": str(run), **_checkpoint_of(opened)}
+    facts = {"run": str(run), "checkpoint": checkpoint_of(opened)}
     output.begin()
     rows = []
     for question, photo, found in _answered(answerer, [each for each in asked if each.image not in bad]):
@@ -102,8 +101,8 @@ def predict(
         skipped = [{"image": str(path), "reason": reason.removeprefix(f"{path}: ")} for path, reason in bad.items()]
         typer.echo(json.dumps({**facts, "photographs": rows, "skipped": skipped}, indent=2, allow_nan=False))
     else:
-        for path in written:
-            typer.echo(f"wrote {path}")
+        for what in written:
+            typer.echo(f"wrote {what}")
     if bad:
         raise typer.Exit(3)
 
@@ -148,18 +147,6 @@ def _tell_before(answerer: "Answerer", asked: Sequence["Question"], bad: Mapping
             typer.echo(f"“{shown(text)}”: {shown(remark)}", err=True)
     for reason in bad.values():
         typer.echo(f"left out: {reason}", err=True)
-
-
-def _checkpoint_of(run: "Run") -> dict[str, Any]:
-    """The checkpoint that answers, as JSON; what is wrong with a newer one is told."""
-    from ..model import checkpoint
-
-    saved, faults = checkpoint.newest(run.checkpoints)
-    for fault in faults:
-        typer.echo(f"note: {fault}", err=True)
-    if saved is None:
-        return {}
-    return {"checkpoint": {"file": saved.path.name, "step": saved.position.step, "weights": "ema"}}
 
 
 def _require_question(images: Sequence[Path], phrases: Sequence[str], pairs: Path | None) -> None:

@@ -132,9 +132,7 @@ def _facts(name: str) -> dict[str, Any]:
 
 
 def _show_all(names: list[str]) -> None:
-    from rich.console import Console
-
-    from ..pipeline.plain_table import plain_table
+    from ..pipeline.plain_table import plain_console, plain_table
 
     table = plain_table(gap=1)
     for head in ("preset", "SAM", "DINO"):
@@ -157,7 +155,7 @@ def _show_all(names: list[str]) -> None:
             *trained,
             "paper" if ABOUT[name].startswith("the paper") else "ours",
         )
-    console = Console(highlight=False)
+    console = plain_console()
     console.print(table)
     console.print(
         "\nR: width of the mask head. A row without batch names frozen networks alone: precompute --preset, and "
@@ -179,9 +177,7 @@ def _dino(model: str) -> str:
 
 
 def _show_one(name: str) -> None:
-    from rich.console import Console
-
-    from ..pipeline.plain_table import plain_table
+    from ..pipeline.plain_table import plain_console, plain_table
     from .settings import written
 
     table = plain_table()
@@ -196,7 +192,7 @@ def _show_one(name: str) -> None:
             table.add_section()
         head = section
         table.add_row(each.setting, written(each.value) or "-", each.source)
-    console = Console(markup=False, highlight=False)
+    console = plain_console(markup=False)
     console.print(f"{name}: {ABOUT[name]}\n")
     console.print(table)
     if any(each.source.partition(" ")[0].replace("_", "").isupper() for each in values):

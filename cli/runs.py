@@ -237,11 +237,10 @@ def _age(run: "Run", kept: "Kept") -> str | None:
 
 
 def _show_rows(rows: Sequence[Row]) -> None:
-    from rich.console import Console
     from rich.markup import escape
 
     from ..pipeline.estimate import in_words
-    from ..pipeline.plain_table import plain_table
+    from ..pipeline.plain_table import plain_console, plain_table
 
     table = plain_table(gap=1)
     table.add_column("run", overflow="fold")
@@ -261,7 +260,7 @@ def _show_rows(rows: Sequence[Row]) -> None:
         epochs = "converted" if row.converted else f"{row.epochs}/{row.epochs_total}"
         time = in_words(row.seconds) if row.seconds else ""
         table.add_row(row.run, _settings(row), row.dataset, epochs, *cells, of, time)
-    Console(highlight=False).print(table)
+    plain_console().print(table)
 
 
 def _settings(row: Row) -> str:
@@ -278,13 +277,11 @@ def _short(value: Any) -> str:
 
 
 def _show_comparison(a: Path, b: Path, found: "Comparison", notes: Sequence[str]) -> None:
-    from rich.console import Console
+    from ..pipeline.plain_table import plain_console, plain_table, with_words
 
-    from ..pipeline.plain_table import plain_table
-
-    console = Console(highlight=False)
+    console = plain_console()
     title = f"{found.dataset} {found.split}: {found.sentences:,} sentences of {found.images:,} photographs, percent"
-    table = plain_table(title=title)
+    table = plain_table()
     for head in ("", "A", "B", "B - A", "95 % interval"):
         table.add_column(head, justify="right" if head else "left", no_wrap=True)
     for each in found.figures:
@@ -294,7 +291,7 @@ def _show_comparison(a: Path, b: Path, found: "Comparison", notes: Sequence[str]
         table.add_row(FIGURES[each.figure], f"{each.a:.2f}", f"{each.b:.2f}", f"[{colour}]{gap}[/]", interval)
     console.print(f"A  {a}\nB  {b}", markup=False, soft_wrap=True)
     console.print()
-    console.print(table)
+    console.print(with_words(table, above=title))
     console.print()
     if found.right:
         said = {"both": "both", "only a": "A alone", "only b": "B alone", "neither": "neither"}
@@ -305,8 +302,9 @@ def _show_comparison(a: Path, b: Path, found: "Comparison", notes: Sequence[str]
         if clear
         else "Every interval holds zero: no difference shown."
     )
-    for figure, what in {"rec_acc50": "boxes, so REC", "res_miou": "masks, so RES"}.items():
-        if figure not in [each.figure for each in found.figures]:
-            console.print(f"One of them predicts no {what} is not compared.")
+    for figure, who in found.lacking.items():
+        what = {"rec_acc50": "boxes, so REC", "res_miou": "masks, so RES"}[figure]
+        told = " and ".join(name.upper() for name in who)
+        console.print(f"{told} {'predict' if len(who) > 1 else 'predicts'} no {what} is not compared.")
     for note in notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True, style="yellow")

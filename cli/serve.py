@@ -33,13 +33,13 @@ def serve(
     from .answering import Answerer, frozen_networks
     from .predict import checkpoints_named
     from .server import ADDRESS, Site
+    from .who_answers import tell_notes
 
     opened, where = Run.open(run), str(device_of(device))
     config = frozen_networks(opened, checkpoints_named(checkpoint or ()))
     facts = {"run": str(run), "method": opened.facts["method"], "dataset": opened.called}
     with Site(port, Answerer(opened, config, where), facts) as site:
-        for note in opened.notes:
-            typer.echo(f"note: {note}", err=True)
+        tell_notes(opened)
         try:
             typer.echo(f"http://{ADDRESS}:{site.server_port}/   Ctrl-C ends it")
             site.serve_forever()

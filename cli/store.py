@@ -34,9 +34,7 @@ def ls(store: StorePath) -> None:
     Writes   nothing but the store's derived indices
     Example  weakmcn store ls store
     """
-    from rich.console import Console
-
-    from ..pipeline.plain_table import plain_table
+    from ..pipeline.plain_table import plain_console, plain_table
     from ..shards.store import Store, families_on_disk
 
     opened = Store.open(store)
@@ -45,13 +43,13 @@ def ls(store: StorePath) -> None:
         table.add_column(head, justify="right" if head in ("shards", "images", "skipped", "size") else "left")
     for folder in families_on_disk(store):
         table.add_row(folder.name, *_row(opened, folder))
-    console = Console()
-    console.print(f"{store}: {len(opened.keys):,} images, canvas {opened.side} px", highlight=False, soft_wrap=True)
+    console = plain_console()
+    console.print(f"{store}: {len(opened.keys):,} images, canvas {opened.side} px", soft_wrap=True)
     for dataset in opened.datasets:
-        console.print(f"  {dataset}: {_splits(opened, dataset)}", highlight=False, soft_wrap=True)
+        console.print(f"  {dataset}: {_splits(opened, dataset)}", soft_wrap=True)
     console.print(table)
     for told in (*_statistics(opened), *(f"not usable: {reason}" for reason in opened.unusable.values())):
-        console.print(told, markup=False, highlight=False, soft_wrap=True)
+        console.print(told, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -67,8 +65,7 @@ def verify(
     Writes   nothing but the store's derived indices
     Example  weakmcn store verify store --stages sam,masks
     """
-    from rich.console import Console
-
+    from ..pipeline.plain_table import plain_console
     from ..shards.columns import FAMILIES
     from ..shards.errors import ConfigError
     from ..shards.mend import repair as repair_command
@@ -80,12 +77,12 @@ def verify(
     opened = Store.open(store)
     with _counted("verifying", _bytes(opened, asked), quiet=quick) as told:
         problems = opened.verify(asked, deep=not quick, told=told)
-    console = Console()
+    console = plain_console()
     for problem in problems:
-        console.print(problem, markup=False, highlight=False, soft_wrap=True)
+        console.print(problem, markup=False, soft_wrap=True)
     if problems:
         told_mend = f"{_count(problems, 'problem')}. To mend: {repair_command(store)}"
-        console.print(told_mend, markup=False, highlight=False, soft_wrap=True)
+        console.print(told_mend, markup=False, soft_wrap=True)
         raise typer.Exit(1)
     checked = [family for stage, family in opened.families.items() if asked is None or stage in asked]
     shards = sum(len(family.survey.shards) for family in checked)
@@ -111,17 +108,16 @@ def repair(
     Removes  files of the store, for good
     Example  weakmcn store repair store --dry-run
     """
-    from rich.console import Console
-
+    from ..pipeline.plain_table import plain_console
     from ..shards.repair import repair as mend
     from ..shards.store import Store
 
     with _counted("verifying", _bytes(Store.open(store), None)) as told:
         done = mend(store, skipped=skipped, dry_run=dry_run, told=told)
-    console = Console()
+    console = plain_console()
 
     def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(text, markup=False, soft_wrap=True)
 
     for damage in done.damages:
         say(damage.fault)
@@ -146,14 +142,13 @@ def gc(
     Removes  folders of the store, for good
     Example  weakmcn store gc store --dry-run
     """
-    from rich.console import Console
-
+    from ..pipeline.plain_table import plain_console
     from ..shards.store import gc as collect
 
     removed = collect(store, dry_run=dry_run)
-    console = Console()
+    console = plain_console()
     for each in removed:
-        console.print(f"{each.path}  {_size(each.bytes)}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{each.path}  {_size(each.bytes)}", markup=False, soft_wrap=True)
     verb = "would be freed" if dry_run else "freed"
     console.print(f"{_size(sum(each.bytes for each in removed))} {verb}.")
 

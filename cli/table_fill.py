@@ -44,17 +44,17 @@ class Plan:
         for seed in range(seeds):
             for row in (row for table in tables for row in table.rows):
                 if row.system not in plan.absent:
-                    plan._add(row.system, seed)
+                    plan._add(row.system, seed, row.label)
         return plan
 
-    def _add(self, system: System, seed: int) -> None:
+    def _add(self, system: System, seed: int, label: str) -> None:
         try:
-            planned = self.plans.plan(system, seed)
+            planned = self.plans.plan(system, seed, label)
         except InputError as fault:
             self.absent[system] = str(fault)
             return
         if system.after:
-            self._add(system.after, seed)
+            self._add(system.after, seed, f"{label}, what it goes on from")
         self._of[system, seed] = self.runs.setdefault(planned.name, planned)
 
     def of_system(self, system: System) -> list[Planned]:

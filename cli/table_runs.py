@@ -58,8 +58,11 @@ class Planned:
     measured: Mapping[str, str]
     """Split -> fingerprint of all that the run's figures on it depend on."""
 
+    label: str
+    """Of the first row that shows it, for people."""
+
     def __str__(self) -> str:
-        return f"{self.name} (seed {self.training.train.seed})"
+        return f"{self.label}, seed {self.training.train.seed} ({self.name})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +103,11 @@ class Plans:
         self._stores: dict[Path, Store] = {}
         self._samples: dict[Any, Mapping[str, str]] = {}
 
-    def plan(self, system: System, seed: int) -> Planned:
+    def plan(self, system: System, seed: int, label: str = "") -> Planned:
         """The run of a system for a seed. InputError where it cannot be: the store lacks a column, for instance."""
         usual_model, usual_train = recipe(system.method, self._preset)
         sections = {"model": usual_model, "train": usual_train}
-        first = self.plan(system.after, seed) if system.after else None
+        first = self.plan(system.after, seed, label) if system.after else None
         asked = parsed(sections, [*self._assignments, *system.settings, f"train.seed={seed}"])
         changes, _ = implied(sections, asked, has_words=self._words is not None)
         chosen = changed(sections, changes)
@@ -144,6 +147,7 @@ class Plans:
             ),
             made_from=made_from,
             measured={split: self._measured(store, split, stages, made_from) for split in self._splits},
+            label=label,
         )
 
     def opened(self, system: System) -> Store:

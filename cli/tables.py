@@ -117,10 +117,9 @@ def tables(
     table, with the command that makes what it lacks; the exit code is then 3. The paper's figures stand beside those of
     the paper's own data only: COCO's photographs behind a paper's preset, on val.
     """
-    from rich.console import Console
-
     from ..model.references import references_of
     from ..model.run import device_of
+    from ..pipeline.plain_table import plain_console
     from ..shards.errors import ConfigError, InputError, WeakmcnError
     from ..shards.lock import only_writer
     from ..shards.store import Store
@@ -147,7 +146,7 @@ def tables(
     wanted = [rows_of(with_own(table), method) for table in wanted]
     if not speed:
         wanted = [replace(table, costs=tuple(cost for cost in table.costs if cost != "speed")) for table in wanted]
-    console = Console(highlight=False)
+    console = plain_console()
     _require_folder(out)
     with only_writer(out, "weakmcn tables"):
         plan = Plan.of(plans, wanted, seeds)

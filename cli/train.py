@@ -22,10 +22,10 @@ def _show_settings(context: typer.Context, assignments: list[str] | None) -> lis
     """`--set help`: print all settings and stop."""
     if assignments is None or "help" not in assignments:
         return assignments
-    from rich.console import Console
     from rich.table import Table
 
     from ..model.methods import recipe
+    from ..pipeline.plain_table import plain_console
     from .settings import explained
 
     method, preset = context.params.get("method") or "weakmcn", context.params.get("preset") or EXAMPLE_PRESET
@@ -35,7 +35,7 @@ def _show_settings(context: typer.Context, assignments: list[str] | None) -> lis
     table.add_column(overflow="fold")
     for name, value, meaning in explained({"model": model, "train": train}):
         table.add_row(f"{name}={value}", meaning)
-    console = Console(markup=False, highlight=False)
+    console = plain_console(markup=False)
     console.print(f"Settings with the values of --method {method} --preset {preset}; change them: --set NAME=VALUE\n")
     console.print(table)
     raise typer.Exit()

@@ -49,6 +49,8 @@ class Comparison:
     figures: tuple[Difference, ...]
     right: Mapping[str, int]
     """Sentences whose box is right for "both", "only a", "only b", "neither"; empty where one predicts no boxes."""
+    lacking: Mapping[str, tuple[str, ...]]
+    """Figure that is not compared -> which has none of it, "a", "b" or both."""
 
 
 def compare(a: Kept, b: Kept, *, resamples: int = RESAMPLES, seed: int = SEED) -> Comparison:
@@ -57,7 +59,9 @@ def compare(a: Kept, b: Kept, *, resamples: int = RESAMPLES, seed: int = SEED) -
     keys, images = np.unique([record["key"] for record in first], return_inverse=True)
     hits = [_column(records, "box_iou") > 0.5 for records in (first, second)]
     columns = {"rec_acc50": hits, "res_miou": [_column(records, "mask_iou") for records in (first, second)]}
-    columns = {name: pair for name, pair in columns.items() if all(name in each.summary for each in (a, b))}
+    told_of = {name: [who for who, each in (("a", a), ("b", b)) if name not in each.summary] for name in columns}
+    lacking = {name: tuple(who) for name, who in told_of.items() if who}
+    columns = {name: pair for name, pair in columns.items() if name not in lacking}
     if not columns:
         raise InputError(f"{a.path} and {b.path}: one predicts boxes, the other masks; no figure is of both.")
     counts = np.bincount(images)  # [I] sentences
@@ -82,6 +86,7 @@ def compare(a: Kept, b: Kept, *, resamples: int = RESAMPLES, seed: int = SEED) -
         sentences=len(first),
         figures=tuple(figures),
         right=told,
+        lacking=lacking,
     )
 
 

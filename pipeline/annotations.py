@@ -4,11 +4,14 @@ ROOT/refcoco/instances.json, refs(unc).p          UNC layout, see unc.py; taken 
 ROOT/anns/refcoco.json, ROOT/masks/refcoco/*.npy  SimREC layout, see simrec.py
 ROOT/images/train2014/COCO_train2014_*.jpg        photographs; other usual places in PHOTO_FOLDERS
 ROOT/pocket.json                                  marks a pocket world, for which no published count holds
+ROOT/export.json                                  marks what `weakmcn export` wrote; none holds for that either
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..shards.choices import did_you_mean
 from ..shards.errors import AnnotationError, ImageError, InputError
@@ -18,7 +21,9 @@ from .simrec import read_simrec, simrec_file
 from .sources import clip, is_whole, parse_json, read_source
 from .unc import read_unc, refs_file
 
-POCKET_FILE = "pocket.json"
+POCKET_FILE, EXPORT_FILE = "pocket.json", "export.json"
+SOURCE = re.compile(r"[a-z][a-z0-9-]{0,39}")
+"""How a collection of photographs is called."""
 PHOTO_FOLDERS = (
     "images/mscoco/images/train2014",
     "images/train2014",
@@ -85,16 +90,16 @@ def load_annotations(root: Path, dataset: str) -> Annotations:
         )
     if not loaded.references:
         raise AnnotationError(f"{refs_path or simrec_path}: has no reference at all; fetch it again.")
-    pocket = _pocket_source(root)
+    told = _told_source(root)
     annotations = Annotations(
         root=root,
         spec=spec,
-        source=pocket or spec.source,
+        source=told or spec.source,
         references=_split_by_split(loaded.references, spec),
         digests=loaded.digests,
         warnings=loaded.warnings,
     )
-    if pocket is None:
+    if is_as_published(root):
         annotations.warnings.extend(count_warnings(annotations.references, spec))
     annotations.warnings.extend(_blank_warnings(annotations))
     annotations.warnings.extend(_shared_photo_warnings(annotations))
@@ -132,14 +137,25 @@ def _split_by_split(references: Iterable[Reference], spec: DatasetSpec) -> list[
     return sorted(references, key=lambda reference: order[reference.split])
 
 
-def _pocket_source(root: Path) -> str | None:
-    """The name of the pocket world in `root`, by its seed; None where it is none."""
-    path = root / POCKET_FILE
-    if not path.exists():
-        return None
+def is_as_published(root: Path) -> bool:
+    """Whether data sets below `root` should have their published counts: it is no pocket world, and no export."""
+    return not any((root / name).exists() for name in (POCKET_FILE, EXPORT_FILE))
+
+
+def _told_source(root: Path) -> str | None:
+    """Whose photographs they are, where `root` says so: of a pocket world, by its seed, or those of an export."""
+    if (path := root / POCKET_FILE).exists():
+        seed = _told(path, "seed")
+        return f"pocket-{seed}" if is_whole(seed) else "pocket"
+    if (path := root / EXPORT_FILE).exists():
+        source = _told(path, "source")
+        return source if isinstance(source, str) and SOURCE.fullmatch(source) else None
+    return None
+
+
+def _told(path: Path, name: str) -> Any:
     record = parse_json(read_source(path))
-    seed = record.get("seed") if isinstance(record, dict) else None
-    return f"pocket-{seed}" if is_whole(seed) else "pocket"
+    return record.get(name) if isinstance(record, dict) else None
 
 
 def _blank_warnings(annotations: Annotations) -> list[str]:

@@ -13,7 +13,7 @@ from itertools import permutations
 from pathlib import Path
 
 from ..shards.errors import AnnotationError, ImageError, InputError
-from .annotations import PHOTO_FOLDERS, POCKET_FILE, Annotations, find_datasets, find_photo, load_annotations
+from .annotations import PHOTO_FOLDERS, Annotations, find_datasets, find_photo, is_as_published, load_annotations
 from .config import PipelineConfig
 from .datasets import DATASETS, Counts, DatasetSpec, count, count_warnings, find_dataset
 from .layouts import BESIDE, annotation_files, elsewhere, export_notes, names_to_look_for
@@ -42,7 +42,7 @@ class DatasetCheck:
     """Whose photographs these are."""
     counts: Mapping[str, Counts] = field(default_factory=dict)
     is_published: bool = True
-    """Whether the published counts are its own; not for a pocket world."""
+    """Whether the published counts are its own; not for a pocket world, and not for an export."""
     sentences: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Split -> every expression, the training split first."""
     photos: Mapping[str, Reference] = field(default_factory=dict)
@@ -134,8 +134,12 @@ def check_data(
         for spec in asked
         if spec not in here
     ]
-    if not here and not asked:
-        problems.append(f"{root}: no data set is here{elsewhere(root)}")
+    if not here:
+        if near := elsewhere(root):
+            problems.append(f"{root}: no data set is here, but in {near}: weakmcn check {near}")
+        elif not asked:
+            example = names_to_look_for(DATASETS["refcoco"])
+            problems.append(f"{root}: no data set is here; look for files like {example} ({BESIDE})")
     problems += _photo_problems(root, photos, wanted=bool(looked_at))
     shared = tuple(_shared(looked_at))
     coco = {key for each in looked_at if each.source == "coco" for key in _evaluated(each)}
@@ -176,14 +180,14 @@ def _look_at(root: Path, spec: DatasetSpec) -> DatasetCheck:
         sentences.setdefault(reference.split, []).extend(reference.sentences)
         photos.setdefault(reference.key, replace(reference, segmentation=None))
     unsized = [reference for reference in annotations.references if not reference.height]
-    pocket = (root / POCKET_FILE).exists()
-    counted = set() if pocket else set(count_warnings(annotations.references, spec))  # the table shows them
+    published = is_as_published(root)
+    counted = set(count_warnings(annotations.references, spec)) if published else set()  # the table shows them
     notes = [note for note in annotations.warnings if note not in counted]
     return DatasetCheck(
         **about,
         source=annotations.source,
         counts=count(annotations.references),
-        is_published=not pocket,
+        is_published=published,
         sentences=sentences,
         photos=photos,
         keys={split: frozenset(found) for split, found in keys.items()},

@@ -125,8 +125,8 @@ _SPECS = (
 )
 
 DATASETS = {spec.name: spec for spec in _SPECS}
-ALIASES = {"refcocog": "refcocog-umd", "refclef": "refclef-berkeley"}
-"""What papers mean by the short names."""
+ALIASES = {"refcocog": "refcocog-umd", "refclef": "refclef-berkeley", "refcocoplus": "refcoco+"}
+"""What papers mean by the short names, and the name of files that may have no plus."""
 
 # COCO numbers its 80 categories from 1 to 90 with gaps; SimREC numbers them 0 to 79.
 _COCO_GAPS = frozenset((12, 26, 29, 30, 45, 66, 68, 69, 71, 83))

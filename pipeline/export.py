@@ -6,7 +6,8 @@ What comes in is in photo pixels. One label is one sentence with its box and, wh
     simrec  anns/<name>.json, an entry a sentence, masks/<name>/<mask_id>.npy; read by simrec.py, and by students
     jsonl   a line a sentence: what `weakmcn eval --predictions` takes, boxes not cut to the photo
 
-A data set's boxes have to lie on its photos, so those of the first two are cut to them. Category and photo are the
+A data set's boxes have to lie on its photos, so those of the first two are cut to them, and told to a hundredth of a
+pixel. Category and photo are the
 annotation file's own. The same labels give the same bytes.
 """
 
@@ -23,11 +24,10 @@ import numpy as np
 from ..shards.atomic import finished_file, output, write_bytes, write_json
 from ..shards.codec import rle_area, rle_decode
 from ..shards.errors import InputError
+from .annotations import EXPORT_FILE
 from .datasets import COCO_CATEGORIES
 
 FORMATS = ("coco", "simrec", "jsonl")
-FACTS_FILE = "export.json"
-"""In a folder of SimREC's format: what it holds. Written first, so that a killed export is known as ours."""
 LABEL_KEYS = ("ref_id", "sent_id", "phrase", "score", "candidate", "similarity", "agreement")
 
 Box = tuple[float, float, float, float]
@@ -64,8 +64,8 @@ class PseudoLabel:
 
     @property
     def clipped(self) -> Box:
-        """The box, cut to the photo; without area where it lies outside."""
-        x0, y0, x1, y1 = self.box
+        """The box, cut to the photo, to a hundredth of a pixel; without area where it lies outside."""
+        x0, y0, x1, y1 = (round(value, 2) for value in self.box)
         return (*_cut(x0, y0, self.width, self.height), *_cut(x1, y1, self.width, self.height))
 
     @property
@@ -156,7 +156,7 @@ def prepare_simrec(folder: Path, name: str, facts: Mapping[str, Any], *, needed:
     needed: bytes of all masks. InputError where the disk has not so many, and for a folder that holds anything else, a
     finished export too: its masks would be mixed with others.
     """
-    known = folder / FACTS_FILE
+    known = folder / EXPORT_FILE  # written first, so that a killed export is known as ours
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder}: is a file; SimREC's format needs a folder.")
     if folder.is_dir() and any(folder.iterdir()):
@@ -191,7 +191,7 @@ def write_simrec(folder: Path, name: str, split: str, labels: Iterable[PseudoLab
         entries.append(
             {
                 "iid": label.image_id,
-                "bbox": _xywh(label.clipped),
+                "bbox": _on_photo(label),
                 "cat_id": _simrec_category(label),
                 "refs": [label.phrase],
                 "mask_id": label.number,
@@ -203,7 +203,7 @@ def write_simrec(folder: Path, name: str, split: str, labels: Iterable[PseudoLab
 
 
 def _annotation(label: PseudoLabel) -> dict[str, Any]:
-    x, y, width, height = _xywh(label.clipped)
+    x, y, width, height = _on_photo(label)
     return {
         "id": label.number,
         "image_id": label.image_id,
@@ -226,6 +226,10 @@ def _simrec_category(label: PseudoLabel) -> int:
     """SimREC numbers COCO's categories 0 to 79; another data set's keep their number."""
     category = (label.category, label.category_name)
     return COCO_CATEGORIES.index(category) if category in COCO_CATEGORIES else label.category
+
+
+def _on_photo(label: PseudoLabel) -> list[float]:
+    return [round(value, 2) for value in _xywh(label.clipped)]
 
 
 def _xywh(box: Box) -> list[float]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .annotations import find_datasets
-from .datasets import DATASETS, DatasetSpec
+from .datasets import DatasetSpec
 
 _DEPTH, _FOLDERS, _ENTRIES = 3, 200, 1000
 """How deep, and in how many folders of how many entries, data sets are looked for that do not lie in ROOT itself."""
@@ -40,12 +40,9 @@ def export_notes(root: Path) -> Iterator[str]:
         )
 
 
-def elsewhere(root: Path) -> str:
-    """Where data sets lie instead, as the rest of a sentence; what to look for where they are nowhere near."""
-    near = [folder for folder in (root.absolute().parent, *_folders_below(root)) if find_datasets(folder)]
-    if near:
-        return f", but in {near[0]}: weakmcn check {near[0]}"
-    return f"; look for files like {names_to_look_for(DATASETS['refcoco'])} ({BESIDE})"
+def elsewhere(root: Path) -> Path | None:
+    """The nearest folder that data sets lie in instead; None where they are nowhere near."""
+    return next((folder for folder in (root.absolute().parent, *_folders_below(root)) if find_datasets(folder)), None)
 
 
 def _folders_below(root: Path) -> Iterator[Path]:

@@ -1,17 +1,33 @@
-"""The one kind of table that commands print."""
+"""The one kind of table that commands print, and the console they print it on."""
+
+import os
+import sys
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
+
+UNBROKEN = 10_000
+"""Columns of an output that nobody looks at in a terminal: a line stays a line."""
 
 
-def plain_table(*, gap: int = 2, title: str = "", footer: bool = False) -> Table:
+def plain_console(*, stderr: bool = False, markup: bool = True) -> Console:
+    """Of standard output or standard error: as wide as the terminal; for a file or a pipe as its lines are.
+
+    markup: whether words in brackets are colours.
+    """
+    stream = sys.stderr if stderr else sys.stdout
+    is_bounded = stream.isatty() or "COLUMNS" in os.environ
+    return Console(stderr=stderr, markup=markup, highlight=False, width=None if is_bounded else UNBROKEN)
+
+
+def plain_table(*, gap: int = 2, footer: bool = False) -> Table:
     """A table without a frame, a rule below its heads; `gap` more blanks behind a column than the one there is."""
-    return Table(
-        title=title or None,
-        title_justify="left",
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, gap, 0, 0),
-        show_footer=footer,
-    )
+    return Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, gap, 0, 0), show_footer=footer)
+
+
+def with_words(table: Table, *, above: str = "", below: str = "") -> Group:
+    """A table with a line above and one below it, however narrow the table is."""
+    lines = [Text(above, style="table.title")] if above else []
+    return Group(*lines, table, *([Text(below, style="table.caption")] if below else []))

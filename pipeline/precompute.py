@@ -36,6 +36,7 @@ from .detector_bn import check_choice, settled
 from .estimate import seconds_an_image
 from .index import build_index
 from .measure import measure
+from .plain_table import plain_console
 from .plan import Plan, Shards, StagePlan, families_in_use, make_plan, workers_expected
 from .probe import probed
 from .progress import Progress
@@ -105,7 +106,7 @@ def precompute(
     weights, a full disk); shards that fail on their own are in the report.
     """
     store, data = Path(store), Path(data)
-    console = console or Console(stderr=True)
+    console = console or plain_console(stderr=True)
     plan_console = plan_console or console
     if executor not in EXECUTORS:
         raise not_known(f"executor {executor!r}", executor, EXECUTORS)
@@ -159,7 +160,7 @@ def precompute(
         if dry_run and not plan.is_done:
             shared = shared_note(plan, index_folder, dataset, splits, shards)
             plan = replace(plan, notes=(*shared, *plan.notes))
-        tell_plan(plan_console, index, plan)
+        tell_plan(plan_console, index, plan, on_ray=executor == "ray")
         if dry_run and any(stage.due for stage in plan.stages):
             plan_console.print()
             plan_console.print(codec_table(plan))

@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
-from rich.table import Table
 
 from .estimate import in_bytes, in_words
 from .index import IndexReport
-from .plain_table import plain_table
+from .plain_table import plain_table, with_words
 from .plan import Plan, recorded_of
 from .statistics import StatisticsPlan
 from .tasks import Spent
@@ -67,10 +66,9 @@ class Report:
         return f"{store}: images encoded: {made}; {in_bytes(self.bytes)} written{skipped}"
 
 
-def plan_table(plan: Plan) -> Table:
+def plan_table(plan: Plan, *, on_ray: bool) -> Group:
     """The plan for people, made for 80 characters; only the state is ever broken over lines."""
-    title = f"{plan.store}: {plan.config.side_px} px, codec {plan.config.codec}"
-    table = plain_table(gap=0, title=title)
+    table = plain_table(gap=0)
     for name in ("stage", "column family"):
         table.add_column(name, no_wrap=True)
     table.add_column("state", overflow="fold")
@@ -87,15 +85,15 @@ def plan_table(plan: Plan) -> Table:
         time = f"with {stage.made_with}" if stage.made_with else in_words(stage.seconds)
         todo = (f"{stage.images_due:,}", in_bytes(stage.bytes), time) if stage.due else None
         add(stage.stage.name, stage.recipe.family, stage.why, stage.images_total, todo)
-    table.caption_justify = "left"
-    if plan.is_done:
-        table.caption = "nothing to do"
-    else:
-        table.caption = (
-            f"to write {in_bytes(plan.bytes)}, free {in_bytes(plan.free_bytes)}; about {in_words(plan.seconds)}, "
-            f"{_how_known(plan)}"
-        )
-    return table
+    todo = (
+        f"to write {in_bytes(plan.bytes)}, free {in_bytes(plan.free_bytes)}; about {in_words(plan.seconds)}"
+        f"{' once Ray has started' if on_ray else ''}, {_how_known(plan)}"
+    )
+    return with_words(
+        table,
+        above=f"{plan.store}: {plan.config.side_px} px, codec {plan.config.codec}",
+        below="nothing to do" if plan.is_done else todo,
+    )
 
 
 def _how_known(plan: Plan) -> str:
@@ -113,10 +111,10 @@ def _statistics_row(plan: StatisticsPlan) -> tuple[str, str, str, int, tuple[str
     return "detect-bn", f"of {plan.statistics.dataset}", plan.why, len(plan.images), todo
 
 
-def tell_plan(console: Console, index: IndexReport, plan: Plan) -> None:
+def tell_plan(console: Console, index: IndexReport, plan: Plan, *, on_ray: bool) -> None:
     for warning in index.warnings:
         console.print(f"note: {warning}", markup=False, highlight=False, soft_wrap=True)
-    console.print(plan_table(plan))
+    console.print(plan_table(plan, on_ray=on_ray))
     for note in plan.notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
 

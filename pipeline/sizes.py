@@ -3,21 +3,21 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.table import Table
+from rich.console import Group
 
 from ..shards.codec import CODECS
 from ..shards.layout import IMAGES_FILE, references_path
 from ..shards.tables import IMAGES, REFERENCES, read_table
 from .datasets import find_dataset
 from .estimate import bytes_by_column, in_bytes
-from .plain_table import plain_table
+from .plain_table import plain_table, with_words
 from .plan import Plan, Shards
 
 SMALL = 0.01
 """Columns of a smaller share of their stage's bytes are one row."""
 
 
-def codec_table(plan: Plan) -> Table:
+def codec_table(plan: Plan) -> Group:
     """Bytes of what is to be written, a row a column, a column a codec."""
     chosen = plan.config.codec
     table = plain_table(footer=True)
@@ -30,9 +30,7 @@ def codec_table(plan: Plan) -> Table:
         table.add_column(head, in_bytes(totals[codec]), justify="right", no_wrap=True, style=style)
     for name in sizes[chosen]:
         table.add_row(name, *(in_bytes(sizes[codec][name]) for codec in CODECS))
-    table.caption = f"* --codec {chosen}; what each one changes: docs/store.md"
-    table.caption_justify = "left"
-    return table
+    return with_words(table, below=f"* --codec {chosen}; what each one changes: docs/store.md")
 
 
 def _sizes(plan: Plan, codec: str) -> dict[str, int]:

@@ -13,7 +13,6 @@ from weakmcn.cli.main import app
 from weakmcn.cli.pictures import GREEN, YELLOW, Answer, Marks, cell, marked_photo
 from weakmcn.model.evaluate import SentenceRecord
 from weakmcn.model.run import Run
-from weakmcn.shards.errors import InputError
 from weakmcn.shards.store import Store
 
 from .conftest import DEMO
@@ -61,10 +60,14 @@ def test_the_same_command_again_changes_no_shard_and_no_checkpoint(demo: Path) -
     assert json.loads((demo / "results.json").read_text())["val"] == results["val"]
 
 
-def test_another_seed_in_the_same_folder_is_refused_and_nothing_changes(demo: Path) -> None:
+@pytest.mark.parametrize(("words", "says"), [(("--seed", "4"), "seed 3"), (("--epochs", "4"), "train.epochs")])
+def test_another_world_or_training_in_the_same_folder_is_refused_and_nothing_changes(
+    demo: Path, run, words: tuple[str, ...], says: str
+) -> None:
     before = digests(demo, "results.json", "data/pocket.json")
-    with pytest.raises(InputError, match="seed 3"):
-        weakmcn("demo", "--out", demo, *DEMO[:-1], "4")
+    ended = run("demo", "--out", demo, *DEMO, *words)
+    assert (ended.status, ended.out) == (2, "")
+    assert says in ended.err
     assert digests(demo, "results.json", "data/pocket.json") == before
 
 

@@ -207,7 +207,11 @@ def test_other_sentences_are_refused_with_one_of_them() -> None:
 def test_without_masks_boxes_alone_are_compared() -> None:
     made = records({"x": [1, 0], "y": [1]})
     boxes_only = replace(kept(made), summary={"rec_acc50": 50.0})
-    assert [each.figure for each in compare(kept(made), boxes_only).figures] == ["rec_acc50"]
+    found = compare(kept(made), boxes_only)
+    assert [each.figure for each in found.figures] == ["rec_acc50"]
+    assert found.lacking == {"res_miou": ("b",)}
+    assert compare(boxes_only, boxes_only).lacking == {"res_miou": ("a", "b")}
+    assert compare(kept(made), kept(made)).lacking == {}
 
 
 def test_without_boxes_masks_alone_are_compared_and_without_a_common_figure_nothing_is() -> None:
@@ -215,7 +219,7 @@ def test_without_boxes_masks_alone_are_compared_and_without_a_common_figure_noth
     masks_only = replace(kept(made), summary={"res_miou": 50.0})
     found = compare(kept(made), masks_only)
     assert [each.figure for each in found.figures] == ["res_miou"]
-    assert found.right == {}
+    assert (found.right, found.lacking) == ({}, {"rec_acc50": ("b",)})
     with pytest.raises(InputError, match="no figure is of both"):
         compare(replace(kept(made), summary={"rec_acc50": 50.0}), masks_only)
 
