@@ -77,7 +77,7 @@ def named(text: str) -> list[str]:
     found = []
     for code in codes(text):
         name, rest = command_of(code.split()[1:]) if code.startswith("weakmcn ") else ("", [])
-        if name and rest and not any(word.isupper() for word in rest):
+        if name and rest and not any(word.isupper() for word in code.split()):
             with suppress(typer.TyperException), redirect_stdout(io.StringIO()):
                 commands()[name].make_context(name, list(rest), resilient_parsing="--help" in rest).close()
                 found.append(code)

@@ -9,7 +9,6 @@ terminal then shows. Comments in the page say what is special about the next blo
     <!-- file: NAME -->          no commands: what is to be written into the file NAME before what comes next
     <!-- figures of 2072c480 --> what it prints hangs on a training: compared to the letter where `demo/run` had the
                                  losses of this digest; where a machine rounds otherwise, numbers as numbers only
-    <!-- figures vary -->        numbers are compared as numbers only
 
 Put what the commands print into pages:  just pages docs/plan.md docs/runs.md
 """
@@ -22,6 +21,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -31,6 +31,8 @@ from weakmcn.cli.main import main
 
 ELISION = "…"
 """A line of this alone stands for any lines."""
+BEGUN_S = 1.5
+"""How long a command that takes minutes is let work."""
 DROPPED = (r"[\w -]+: [\d,]+ of [\d,]+ images(, .*)?",)
 """Lines that a terminal shows as a bar, and takes away."""
 VARYING = (
@@ -65,7 +67,6 @@ class Step:
     exit_code: int = 0
     shown: str | None = None
     """What the page shows behind it."""
-    varies: bool = False
     figures_of: str = ""
     """Digest of the losses of the run whose figures it shows."""
     place: tuple[int, int] = (0, 0)
@@ -103,7 +104,6 @@ def steps(text: str) -> list[Step]:
                 until_ctrl_c="<!-- until Ctrl-C -->" in block["marks"],
                 exit_code=int(code[1]) if code else 0,
                 shown=behind["code"] if behind else None,
-                varies="<!-- figures vary -->" in marks,
                 figures_of=figures[1] if figures else "",
                 place=behind.span("code") if behind else (0, 0),
             )
@@ -154,6 +154,18 @@ def typed(code: str) -> tuple[int, str]:
         if status:
             break
     return status, printed
+
+
+def begun(line: str) -> tuple[int, str]:
+    """The same of one of our commands that takes minutes: Ctrl-C is typed when it has worked for a while."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer = threading.Timer(BEGUN_S, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        return _own(line)
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, handler)
 
 
 def _is_own(line: str) -> bool:
@@ -254,7 +266,7 @@ def shown_again(text: str, outputs: list[str | None]) -> str:
     for step, output in reversed(list(zip(steps(text), outputs, strict=True))):
         if output is None or step.shown is None:
             continue
-        if is_shown(plain(step.shown, varies=step.varies), plain(output, varies=step.varies)):
+        if is_shown(plain(step.shown), plain(output)):
             continue
         if ELISION in step.shown.splitlines():
             raise ValueError(f"{step.name}: mend by hand what is shown with an elision; it prints\n{output}")

@@ -111,9 +111,10 @@ def refcoco(folder: Path) -> None:
 
 
 def checkpoints(folder: Path) -> None:
-    """`det_best.pth`: what the authors' training leaves, untrained, of a data set of one expression."""
-    said = ("the", "left", "dog")
-    entry = {"iid": 1, "bbox": [60, 60, 90, 90], "cat_id": 0, "mask_id": 1, "refs": [" ".join(said)]}
+    """`det_best.pth`: what the authors' training leaves, untrained, of a data set with as many words as RefCOCO's."""
+    said = ("the", "left", "dog", *(f"word{number}" for number in range(10_341 - 3)))
+    expressions = [" ".join(said[first : first + 100]) for first in range(0, len(said), 100)]
+    entry = {"iid": 1, "bbox": [60, 60, 90, 90], "cat_id": 0, "mask_id": 1, "refs": expressions}
     (folder / "data/anns").mkdir(parents=True)
     (folder / "data/anns/refcoco.json").write_text(json.dumps({"train": [], "val": [entry]}))
     net = method_of("weakmcn").build(recipe("weakmcn", "refcoco")[0], Vocabulary((*RESERVED, *said)), None)
