@@ -122,7 +122,10 @@ class TextEncoder(nn.Module):
                 f"The word table has shape {list(words.shape)}; a vocabulary of {vocabulary_size} words of "
                 f"word_dim={word_dim} needs {[vocabulary_size, word_dim]}."
             )
-        self.words = nn.Embedding(vocabulary_size, word_dim)
+        weight = torch.empty(vocabulary_size, word_dim)
+        if not weight.is_meta:  # torch imports its compiler to draw there: seconds
+            weight.normal_()
+        self.words = nn.Embedding(vocabulary_size, word_dim, _weight=weight)
         if words is not None:
             with torch.no_grad():
                 self.words.weight.copy_(words)
