@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .folders import require_own
 from .pocket import FlavourName
 from .precompute import ExecutorName
 
@@ -85,7 +86,7 @@ def demo(
     size = QUICK if quick else FULL
     settings = [*size.settings, f"train.seed={seed}", *([] if epochs is None else [f"train.epochs={epochs}"])]
     data, store_path, run_path = out / "data", out / "store", out / "run"
-    _require_folder(out, data)
+    require_own(out, {data.name}, "demo")
     model, recipe = _settings(settings)  # raises for one that cannot be
     count = size.images if images is None else images
     require_pocket(data, flavour=flavour.value, images=count, seed=seed)
@@ -126,16 +127,6 @@ def demo(
     facts = {"seed": seed, "flavour": flavour.value, "images": summary.images, "quick": quick}
     _write_results(out / "results.json", found, story, facts)
     _tell_end(console, out, found, run, store, data, shown[0] if shown else None)
-
-
-def _require_folder(out: Path, data: Path) -> None:
-    """InputError unless the folder is new or that of a demo."""
-    from ..shards.errors import InputError
-
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: is a file, not a folder; choose another name.")
-    if out.is_dir() and any(out.iterdir()) and not data.exists():
-        raise InputError(f"--out {out}: holds other things and no demo; choose a new folder.")
 
 
 def _require_same_run(path: Path, model: "ModelConfig", recipe: "TrainConfig") -> None:

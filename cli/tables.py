@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import completion
+from .folders import require_own
 from .options import Device, FilledStore
 from .table_rows import ALL_METHODS, PAPER_SPLIT, SAMS, TABLES, TEACHERS, Row, System, Table, teachers
 
@@ -147,7 +148,7 @@ def tables(
     if not speed:
         wanted = [replace(table, costs=tuple(cost for cost in table.costs if cost != "speed")) for table in wanted]
     console = plain_console()
-    _require_folder(out)
+    require_own(out, {"runs", "results"}, "tables")
     with only_writer(out, "weakmcn tables"):
         plan = Plan.of(plans, wanted, seeds)
         if not plan.runs:
@@ -173,17 +174,6 @@ def tables(
         raise WeakmcnError(f"{out}: {count} failed, told below the tables; the same command tries again.")
     if plan.absent:
         raise typer.Exit(3)
-
-
-def _require_folder(out: Path) -> None:
-    """InputError unless the folder is new, or one that this command has begun."""
-    from ..shards.errors import InputError
-
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: is a file, not a folder; choose another name.")
-    found = {path.name for path in out.iterdir() if not path.name.startswith(".")} if out.is_dir() else set()
-    if found and not found & {"runs", "results"}:
-        raise InputError(f"--out {out}: holds other things and no tables; choose a new folder.")
 
 
 def chosen(words: Sequence[str]) -> list[str]:

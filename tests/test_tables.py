@@ -1,7 +1,5 @@
 """`weakmcn tables`: every row is trained once, measured as it says, and written down; nothing is dropped in silence."""
 
-import csv
-import io
 import json
 import os
 import signal
@@ -15,7 +13,7 @@ from weakmcn.cli.speed import speeds
 from weakmcn.cli.table_fill import Filler, Plan, is_the_papers
 from weakmcn.cli.table_rows import TABLES, Paper, Row, System, Table
 from weakmcn.cli.table_runs import Plans, make, result_of
-from weakmcn.cli.table_text import Grid, Value, as_csv, latex, markdown
+from weakmcn.cli.table_text import Grid, markdown
 from weakmcn.cli.tables import chosen, table_of_teachers
 from weakmcn.model.evaluate import evaluate_run
 from weakmcn.model.journal import seconds_trained
@@ -87,7 +85,9 @@ def made(store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
 def test_rows_of_the_same_system_train_once_and_another_seed_is_another_run(store: Path, tmp_path: Path) -> None:
     same = Row(label="said", system=System(settings=("model.isl_threshold=0.4", "model.dynamic=true")))
     table = Table(name="x", title="", rows=(*TWO_ROWS.rows, same))
-    assert len(Plan.of(plans_of(store, tmp_path), [table, TWO_ROWS], seeds=1).runs) == 2
+    runs = Plan.of(plans_of(store, tmp_path), [table, TWO_ROWS], seeds=1).runs
+    boxes, full = runs
+    assert [f"{run}" for run in runs.values()] == [f"boxes, seed 0 ({boxes})", f"all, seed 0 ({full})"]
     assert len(Plan.of(plans_of(store, tmp_path), [table], seeds=3).runs) == 6
 
 
@@ -343,47 +343,6 @@ def test_tables_are_named_one_by_one_or_as_a_range() -> None:
     for wrong in ("6", "3-1", "0-2", "all"):
         with pytest.raises(ConfigError, match="choose from 1, 2, 3, 4, 5, ablations, teachers"):
             chosen([wrong])
-
-
-# How it is written
-
-
-GRID = Grid(
-    name="table-x",
-    title="A & B",
-    heads=["REC val", "p|q"],
-    rows=[("α = 0.1", [Value((1.0, 2.0, 3.0)), Value((4.25,), 2, "†")]), ("none_of", [Value(), Value(mark="†")])],
-    notes=["50 % ± 1"],
-)
-
-
-def test_markdown_tells_mean_and_deviation_over_seeds() -> None:
-    assert markdown(GRID).splitlines() == [
-        "## A & B",
-        "",
-        "| | REC val | p\\|q |",
-        "|---|---:|---:|",
-        "| α = 0.1 | 2.0 ± 1.0 | 4.25 † |",
-        "| none_of | – | – † |",
-        "",
-        "- 50 % ± 1",
-    ]
-
-
-def test_csv_has_mean_and_deviation_apart_and_unrounded() -> None:
-    assert list(csv.reader(io.StringIO(as_csv(GRID)))) == [
-        ["row", "REC val, mean", "REC val, std", "p|q, mean", "p|q, std"],
-        ["α = 0.1", "2.0", "1.0", "4.25", ""],
-        ["none_of", "", "", "", ""],
-    ]
-
-
-def test_latex_escapes_what_it_would_take_for_commands() -> None:
-    text = latex(GRID)
-    assert r"$\alpha$ = 0.1 & 2.0 $\pm$ 1.0 & 4.25 \textdagger{} \\" in text
-    assert r"none\_of & -- & -- \textdagger{} \\" in text
-    assert r"\caption{A \& B. 50 \% $\pm$ 1}" in text
-    assert text.count(r"\begin{") == text.count(r"\end{") == 2
 
 
 # Time
