@@ -89,6 +89,7 @@ def demo(
     require_own(out, {data.name}, "demo")
     model, recipe = _settings(settings)  # raises for one that cannot be
     count = size.images if images is None else images
+    _require_same_size(out, quick)
     require_pocket(data, flavour=flavour.value, images=count, seed=seed)
     _require_same_run(run_path, model, recipe)
     console = plain_console()
@@ -121,12 +122,29 @@ def demo(
         "need no language (the floor) and the best choice there is (the ceiling).",
     ):
         store, found = _measure(run, splits)
-    with story.step("A picture", f"{CELLS} sentences of {splits[0]}, from the best mask to the worst."):
+    with story.step(
+        "A picture",
+        f"Up to {CELLS} sentences of {splits[0]}, from the best mask to the worst, each of another photograph.",
+    ):
         shown = spread(found[0].records, CELLS)
         _draw_sheet(found[0], shown, store, data, out / "contact_sheet.png")
     facts = {"seed": seed, "flavour": flavour.value, "images": summary.images, "quick": quick}
     _write_results(out / "results.json", found, story, facts)
     _tell_end(console, out, found, run, store, data, shown[0] if shown else None)
+
+
+def _require_same_size(out: Path, quick: bool) -> None:
+    """InputError where a finished demo was quick and this one is not, or the other way round."""
+    from ..shards.errors import InputError
+    from ..shards.records import read_json
+
+    try:
+        was_quick = read_json(out / "results.json")["quick"]
+    except (OSError, ValueError, KeyError, TypeError):  # not finished
+        return
+    if was_quick != quick:
+        made, say = ("with", "say it again") if was_quick else ("without", "leave it out")
+        raise InputError(f"--out {out}: holds a demo that was made {made} --quick; {say}, or choose a new folder.")
 
 
 def _require_same_run(path: Path, model: "ModelConfig", recipe: "TrainConfig") -> None:

@@ -140,13 +140,20 @@ def _tell(question: "Question", found: Sequence["Found"], *, named: bool) -> Non
 
 def _tell_before(answerer: "Answerer", asked: Sequence["Question"], bad: Mapping[Path, str]) -> None:
     """What a user should know of the questions: words that the run has never seen, photographs left out."""
-    from ..pipeline.images import shown
+    from ..pipeline.images import remark_on, shown
 
     for text in dict.fromkeys(text for question in asked for text in question.phrases):
         if remark := answerer.remark(text):
             typer.echo(f"“{shown(text)}”: {shown(remark)}", err=True)
     for reason in bad.values():
         typer.echo(f"left out: {reason}", err=True)
+    told: dict[str, list[str]] = {}
+    for question in asked:
+        if question.image not in bad and (remark := remark_on(question.image)):
+            told.setdefault(remark, []).append(shown(question.name))
+    for remark, names in told.items():
+        more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+        typer.echo(f"{names[0]}{more}: {remark}", err=True)
 
 
 def _require_question(images: Sequence[Path], phrases: Sequence[str], pairs: Path | None) -> None:

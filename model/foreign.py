@@ -57,10 +57,10 @@ def score(predictions: Mapping[Sentence, Prediction], *, store: Store, dataset: 
     summary = summarise(records)
     if not has_masks:
         summary = {name: summary[name] for name in OF_BOXES}
-        notes.append("The predictions have no masks.")
+        notes.append("the predictions have no masks.")
     if not has_boxes:
         summary = {name: value for name, value in summary.items() if name not in OF_BOTH}
-        notes.append("The predictions have no boxes.")
+        notes.append("the predictions have no boxes.")
     for what, is_there, lacking in (
         ("box", has_boxes, sum(prediction.box is None for prediction in predictions.values())),
         ("mask", has_masks, sum(prediction.mask is None for prediction in predictions.values())),

@@ -176,7 +176,8 @@ def train(
                 covered = [table.summary] if table else []
                 odd = odd_settings(method, settings.model, settings.train, has_words=words is not None)
                 begins = method.schedule(settings.model, settings.train.epochs)
-                for note in (*notes, *samples.notes, *covered, *odd, *begins, str(residence)):
+                again = [f"Goes on after step {state.step:,}, in epoch {state.epoch + 1}."] if state.step else []
+                for note in (*again, *notes, *samples.notes, *covered, *odd, *begins, str(residence)):
                     tell(note)
                 cut_to(run.metrics, log_bytes)
             loader.features = residence.features(loader.reader, samples.keys, device)

@@ -136,6 +136,16 @@ def check_image(path: Path, *, expect: tuple[int, int] | None = None, max_pixels
     return None
 
 
+def remark_on(path: Path) -> str | None:
+    """What of a sound photo is not looked at, in words; None for nothing. Raises ImageError."""
+    header = _open_header(read_bytes(path), shown(path))
+    if _is_turned(header):
+        return "its EXIF rotation is ignored: boxes, masks and picture are of the photograph as it is stored"
+    if "A" in header.getbands() and np.asarray(header.getchannel("A")).min() < 255:
+        return "its transparency is ignored: what counts are the colours below it, often black"
+    return None
+
+
 def read_bytes(path: Path) -> bytes:
     """The bytes of an image file, refused with its own word where it is missing, a folder, no file or empty."""
     name = shown(path)

@@ -1,7 +1,9 @@
 """The one kind of table that commands print, and the console they print it on."""
 
 import os
+import re
 import sys
+from typing import IO, Any, cast
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
@@ -18,8 +20,22 @@ def plain_console(*, stderr: bool = False, markup: bool = True) -> Console:
     markup: whether words in brackets are colours.
     """
     stream = sys.stderr if stderr else sys.stdout
-    is_bounded = stream.isatty() or "COLUMNS" in os.environ
-    return Console(stderr=stderr, markup=markup, highlight=False, width=None if is_bounded else UNBROKEN)
+    width = None if stream.isatty() or "COLUMNS" in os.environ else UNBROKEN
+    file = None if stream.isatty() else cast("IO[str]", _Unpadded(stream))
+    return Console(file=file, stderr=stderr, markup=markup, highlight=False, width=width)
+
+
+class _Unpadded:
+    """A stream that gets lines without the blanks that fill the last column of a table."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(re.sub(r" +$", "", text, flags=re.MULTILINE))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def plain_table(*, gap: int = 2, footer: bool = False) -> Table:

@@ -41,7 +41,9 @@ def read_rows(path: Path) -> list[tuple[str, Any]]:
             raise InputError(f"{path}: its list is no JSON{where}; write it again, or an object a line.") from None
         rows = [(f"line {place}", _line(path, place, line)) for place, line in _lines(text)]
     else:
-        listed = whole.get("annotations", [whole]) if isinstance(whole, dict) else whole
+        if isinstance(whole, dict) and "annotations" not in whole:  # JSON lines, a single one
+            return [("line 1", whole)]
+        listed = whole["annotations"] if isinstance(whole, dict) else whole
         rows = [(f"entry {place}", row) for place, row in enumerate(listed if isinstance(listed, list) else [], 1)]
     if not rows:
         raise InputError(f"{path}: has no row; write JSON lines, an object a line, or one list of objects.")

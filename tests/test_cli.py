@@ -151,6 +151,7 @@ def test_the_version_is_that_of_the_package(run) -> None:
     [
         (["trian"], "no such command 'trian'. Did you mean 'train'? see weakmcn --help."),
         (["train", "--fetures", "ram"], "no such option: --fetures"),
+        (["report", "--run", "here"], "no such option: --run; write RUN without it: weakmcn report RUN; see weakmcn"),
         (["eval", "--split", "val"], "missing option '--run' or '--predictions'; see weakmcn eval --help."),
         (["pocket", "here", "--images", "many"], "invalid value for '--images'"),
     ],

@@ -60,7 +60,10 @@ def test_the_same_command_again_changes_no_shard_and_no_checkpoint(demo: Path) -
     assert json.loads((demo / "results.json").read_text())["val"] == results["val"]
 
 
-@pytest.mark.parametrize(("words", "says"), [(("--seed", "4"), "seed 3"), (("--epochs", "4"), "train.epochs")])
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [(("--seed", "4"), "seed 3"), (("--epochs", "4"), "train.epochs"), (("--quick",), "without --quick")],
+)
 def test_another_world_or_training_in_the_same_folder_is_refused_and_nothing_changes(
     demo: Path, run, words: tuple[str, ...], says: str
 ) -> None:

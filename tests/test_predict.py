@@ -217,6 +217,24 @@ def test_json_is_printed_alone_and_files_are_written_where_out_says(run: Weakmcn
     assert written["answers"][0]["mask"] == alone["photographs"][0]["answers"][0]["mask"]
 
 
+def test_what_of_a_photograph_is_not_looked_at_is_told(run: Weakmcn, demo: Path, tmp_path: Path) -> None:
+    (photo, *_) = some_photos(demo, tmp_path / "photos", 1)
+    with Image.open(photo) as picture:
+        for name, orientation in (("turned", 6), ("upright", 1)):
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            picture.save(tmp_path / f"photos/{name}.jpg", exif=exif)
+        for name, alpha in (("clear", 0), ("solid", 255)):
+            picture.putalpha(alpha)
+            picture.save(tmp_path / f"photos/{name}.png")
+    ended = run("predict", "--run", demo / "run", "--image", "photos", "--phrase", "red ring")
+    assert ended.status == 0
+    assert [line.partition(" ignored")[0] for line in ended.err.splitlines() if "ignored" in line] == [
+        "clear.png: its transparency is",
+        "turned.jpg: its EXIF rotation is",
+    ]
+
+
 @pytest.fixture
 def broken(demo: Path, tmp_path: Path) -> Path:
     """A folder of two sound photographs and two that are none."""
@@ -270,7 +288,7 @@ def test_broken_photographs_are_left_out_and_told_on_request(
         (["--pairs", "nowhere.jsonl"], "nowhere.jsonl: missing"),
         (["--pairs", "pairs.jsonl"], 'pairs.jsonl: line 2 is no {"image": "a.jpg", "phrase": "left dog"}'),
         (["--pairs", "text.jsonl"], "text.jsonl: line 1 is no JSON"),
-        (["--pairs", "mute.jsonl"], 'mute.jsonl: entry 1 "...": no words in it'),
+        (["--pairs", "mute.jsonl"], 'mute.jsonl: line 1 "...": no words in it'),
     ],
 )
 def test_a_question_that_cannot_be_answered_is_refused_in_one_line(

@@ -103,7 +103,7 @@ def test_boxes_alone_have_no_figures_of_masks(scored: Weakmcn) -> None:
     told = json.loads(scored(boxes, "--json").out)
     assert told["rec_acc50"] == 25
     assert "res_miou" not in told
-    assert "The predictions have no masks." in told["notes"]
+    assert "the predictions have no masks." in told["notes"]
     (row,) = [line for line in scored(boxes).out.splitlines() if line.startswith("val, 4 sentences")]
     assert row.split()[-9:] == ["25.0", *["–"] * 8]
 

@@ -39,14 +39,22 @@ def test_a_run_that_crashes_and_is_started_again_ends_with_the_same_bytes(
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("step", [2, 7])
 def test_a_signal_saves_the_step_and_the_next_run_goes_on_from_it(
-    store: Path, undisturbed: Run, tmp_path: Path, step: int, number: int, code: int
+    store: Path,
+    undisturbed: Run,
+    tmp_path: Path,
+    step: int,
+    number: int,
+    code: int,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     wanted = settings(store, tmp_path / "run")
     with pytest.raises(Interrupted, match=f"after step {step}, .*same command") as stopped:
         train(wanted, after_step=at_step(step, lambda _: os.kill(os.getpid(), number)))
     assert stopped.value.exit_code == code
+    assert "Goes on" not in capsys.readouterr().err
     steps: list[int] = []
     train(wanted, after_step=lambda state: steps.append(state.step))
+    assert f"Goes on after step {step}, in epoch {step // 3 + 1}.\n" in capsys.readouterr().err
     assert steps[0] == step + 1
     assert content(tmp_path / "run") == content(undisturbed.path)
 
