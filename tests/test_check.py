@@ -209,6 +209,9 @@ def test_data_sets_that_lie_elsewhere_are_found_with_the_command_that_checks_the
     (problem,) = found.problems
     assert (f"weakmcn check {data}" in problem) == (place != "far/away")
     assert ("refcoco/refs(unc).p" in problem) == (place == "far/away")
+    absent, *near = check_data(tmp_path / place, datasets=["refcoco"]).problems
+    assert absent.startswith("refcoco: not here")
+    assert near == ([problem] if place != "far/away" else [])
 
 
 def test_an_export_of_the_hub_is_named_as_what_it_is(tmp_path: Path) -> None:
