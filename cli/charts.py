@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from html import escape
 
 WIDTH, HEIGHT = 440, 240
-LEFT, RIGHT, TOP, BOTTOM = 44, 12, 14, 58
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 58
 PLOT_W, PLOT_H = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 FLOOR = TOP + PLOT_H
 STEPS = (1, 2, 2.5, 5, 10)

@@ -93,7 +93,9 @@ def evaluate(
         typer.echo(json.dumps({**facts, **found.results, "notes": found.notes}, indent=2))
     else:
         show([found])
-    if opened is not None and position is not None:
+    if found.labels_of is not None and opened is not None:
+        typer.echo(f"note: not kept in {opened.path}, whose figures are of annotated truth.", err=True)
+    elif opened is not None and position is not None:
         _keep(opened, found, position)
     if found.misses:
         raise typer.Exit(3)

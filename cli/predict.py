@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 FOLDER = Path("weakmcn-answers")
 """Where the answers about several photographs go."""
+FAINT = 0.05
+"""Objectness below which an answer is told to be hardly one."""
 
 
 def predict(
@@ -132,7 +134,8 @@ def _tell(question: "Question", found: Sequence["Found"], *, named: bool) -> Non
             x0, y0, x1, y1 = (f"{value:.0f}" for value in each.box)
             said.append(f"box {x0} {y0} to {x1} {y1}")
         if each.objectness is not None:
-            said.append(f"objectness {each.objectness:.2f}")
+            faint = " (the detector sees hardly anything there)" if each.objectness < FAINT else ""
+            said.append(f"objectness {each.objectness:.2f}{faint}")
         if each.mask is not None:
             said.append(f"mask {each.mask.sum():,} px" if each.mask.any() else "mask empty")
         typer.echo((f"{shown(question.name)} " if named else "") + f"“{shown(each.phrase)}”: {', '.join(said)}")

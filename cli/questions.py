@@ -47,7 +47,7 @@ def questions(
         for image, name in found:
             asked.setdefault(image, (name, []))[1].extend(texts)
     for image, phrase in [] if pairs is None else _pairs(pairs):
-        asked.setdefault(image, (image.name, []))[1].append(phrase)
+        asked.setdefault(image, (_below(image, pairs), []))[1].append(phrase)
     return [
         Question(image=image, name=name, phrases=tuple(dict.fromkeys(wanted)))
         for image, (name, wanted) in asked.items()
@@ -101,6 +101,13 @@ def _in_folder(folder: Path, leave_out: Path | None) -> list[tuple[Path, str]]:
     if not found:
         raise InputError(f"--image {shown(folder)}: no photograph in this folder; name one with JPEG, PNG, GIF or BMP.")
     return found
+
+
+def _below(image: Path, pairs: Path | None) -> str:
+    """A photograph's name as a file of pairs has it, if it lies below that."""
+    folder = (pairs or image).parent.absolute()
+    is_below = folder in image.absolute().parents and ".." not in image.parts
+    return image.absolute().relative_to(folder).as_posix() if is_below else image.name
 
 
 def _pairs(file: Path) -> list[tuple[Path, str]]:

@@ -81,15 +81,16 @@ def report(
         router=router_weights(opened, split, store=store, dataset=name, device=device),
     )
     write_bytes(target, page(contents).encode("utf-8"))
-    typer.echo(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
+    typer.echo(f"wrote {target} ({target.stat().st_size / 1e6:.1f} MB)")
 
 
 def _facts(run: "Run", store: "Store") -> list[str]:
     from importlib.metadata import version
 
     columns = ", ".join(f"{stage}-{made_from['fingerprint'][:8]}" for stage, made_from in run.columns.items())
+    epochs = "one epoch" if run.train.epochs == 1 else f"{run.train.epochs} epochs"
     return [
-        f"run {run.path}, seed {run.train.seed}, {run.train.epochs} epochs of batch {run.train.batch}",
+        f"run {run.path}, seed {run.train.seed}, {epochs} of batch {run.train.batch}",
         f"store {store.path}: {columns}",
         f"weakmcn {version('weakmcn')}",
     ]

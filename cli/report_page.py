@@ -237,12 +237,13 @@ def _figure(shown: Shown, *, boxes: bool) -> str:
     figures = f"box IoU {record.box_iou:.2f}, " if boxes else ""
     figures = record.miss or f"{figures}mask IoU {case.mask_iou:.2f}"
     kind = f", failure of kind {case.kind}" if case.kind else ""
+    groups = "".join(f"{GROUPS[name]}; " for name in shown.groups if not name.startswith("kind"))
     return (
         f'<figure class="{answer}" data-answer="{answer}" data-groups="{" ".join(shown.groups)}" '
         f'data-kind="{case.kind or ""}" data-words="{case.words}" data-text="{escape(record.sentence.lower())}">'
         f'<img src="{shown.picture}" alt="{escape(f"answer to “{record.sentence}”")}" loading="lazy">'
         f'<figcaption>“{escape(record.sentence)}”<small><span class="dot"></span>{escape(figures)}{kind}<br>'
-        f"photo {escape(record.key)}, ref {record.ref_id}</small></figcaption></figure>"
+        f"{escape(groups)}photo {escape(record.key)}, ref {record.ref_id}</small></figcaption></figure>"
     )
 
 

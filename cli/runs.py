@@ -145,6 +145,7 @@ def compare_runs(
         kept.append(read_results(file))
     found = compare(*kept)
     notes = [note for run, each in zip(runs, kept, strict=True) if (note := _age(run, each))]
+    notes += [f"{run.path}: {note}" for run, each in zip(runs, kept, strict=True) for note in each.notes]
     if as_json:
         facts = {"a": str(a), "b": str(b), **asdict(found), "resamples_of": "images", "notes": notes}
         typer.echo(json.dumps(facts, indent=2))
@@ -169,6 +170,8 @@ def _row(path: Path) -> Row:
     try:
         run = Run.open(path)
         preset, changes = nearest_preset(run)
+        if run.facts.get("shuffle_captions"):  # before all else: its figures are those of a control
+            changes = {"train.shuffle_captions": True} | changes
         position = newest_position(run.checkpoints)
     except WeakmcnError as fault:
         return Row(run=str(path), fault=str(fault))

@@ -121,6 +121,8 @@ class Evaluation:
     """Why sentences were counted as misses without being judged, and how many."""
     notes: list[str]
     """The same and other things to tell the user, a line each."""
+    labels_of: str | None = None
+    """The run whose predictions were the truth, where nobody annotated it."""
 
     @property
     def results(self) -> dict:
@@ -224,11 +226,23 @@ def evaluate(
         records=ordered,
         misses=misses,
         notes=[
+            *truth_note(store, dataset),
             *told,
             *unknown_note(references, vocabulary),
             *cut_note(references, config.max_tokens),
             *method.remarks(config),
         ],
+        labels_of=store.labels_of(dataset),
+    )
+
+
+def truth_note(store: Store, dataset: str) -> list[str]:
+    """A line where the truth is no annotation."""
+    run = store.labels_of(dataset)
+    return (
+        []
+        if run is None
+        else [f"nobody annotated it: the truth is what {run} predicted, figures tell how far they agree."]
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..shards.codec import rle_area, rle_decode
 from ..shards.store import Store
-from .evaluate import NO_TRUTH, OF_BOXES, Box, Evaluation, SentenceRecord
+from .evaluate import NO_TRUTH, OF_BOXES, Box, Evaluation, SentenceRecord, truth_note
 from .metrics import box_iou, iou_of_areas, mask_areas, summarise
 from .references import Reference, references_of
 
@@ -76,7 +76,8 @@ def score(predictions: Mapping[Sentence, Prediction], *, store: Store, dataset: 
         baselines={},
         records=records,
         misses=misses,
-        notes=notes,
+        notes=[*truth_note(store, dataset), *notes],
+        labels_of=store.labels_of(dataset),
     )
 
 

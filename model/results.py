@@ -41,6 +41,8 @@ class Kept:
     """As `Evaluation` has it."""
     records: Sequence[Mapping[str, Any]]
     """One a sentence, in the order of the annotation file; see RECORD."""
+    notes: Sequence[str]
+    """What was told of it."""
 
 
 def results_file(run: Run, dataset: str, split: str) -> Path:
@@ -86,6 +88,7 @@ def read_results(path: Path) -> Kept:
             step=int(facts["step"]),
             summary={str(name): float(value) for name, value in facts["summary"].items()},
             records=records,
+            notes=[str(note) for note in facts["notes"]],
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
         detail = f"no {fault}" if isinstance(fault, KeyError) else fault

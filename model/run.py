@@ -93,7 +93,7 @@ class Run:
     @property
     def notes(self) -> list[str]:
         """What a reader of the run's figures must know of the run itself."""
-        return [*self._other_code(), *self._not_learned()]
+        return [*self._other_code(), *self._shuffled(), *self._not_learned()]
 
     def _other_code(self) -> list[str]:
         now, then = self.method.code, self.facts.get("code")
@@ -102,6 +102,10 @@ class Run:
         return [
             f"{now.file} is not as it was when the run was trained; its answers are those of the file as it is now."
         ]
+
+    def _shuffled(self) -> list[str]:
+        control = "it is a control: it was trained on expressions of other images (--shuffle-captions)."
+        return [control] if self.facts.get("shuffle_captions") else []
 
     def _not_learned(self) -> list[str]:
         """What the newest checkpoint has not learned yet, or never does."""

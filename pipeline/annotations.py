@@ -142,6 +142,12 @@ def is_as_published(root: Path) -> bool:
     return not any((root / name).exists() for name in (POCKET_FILE, EXPORT_FILE))
 
 
+def exported_by(root: Path) -> str | None:
+    """The run whose pseudo labels lie in `root`, as it was named; None where they are nobody's predictions."""
+    path = root / EXPORT_FILE
+    return str(_told(path, "run")) if path.exists() else None
+
+
 def _told_source(root: Path) -> str | None:
     """Whose photographs they are, where `root` says so: of a pocket world, by its seed, or those of an export."""
     if (path := root / POCKET_FILE).exists():

@@ -30,6 +30,7 @@ from ..shards.layout import (
 )
 from ..shards.lock import only_writer
 from ..shards.tables import IMAGES, read_table
+from .annotations import exported_by
 from .config import PipelineConfig
 from .datasets import find_dataset
 from .detector_bn import check_choice, settled
@@ -134,7 +135,7 @@ def precompute(
                 on_progress=lambda done, total: progress.reach("photos", done=done, total=total),
             )
         if not dry_run:
-            remember_source(store, find_dataset(dataset).name, data, splits)
+            remember_source(store, find_dataset(dataset).name, data, splits, exported_by(data))
         shards = shards_of(index_folder, data)
         decided = settled(config, detector_bn, index_folder, dataset, store, digests)
         statistics = None

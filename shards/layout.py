@@ -117,8 +117,11 @@ def set_current(path: Path, stage: str, family: str) -> None:
         write_json(path / STORE_FILE, record)
 
 
-def remember_source(path: Path, dataset: str, data: Path, splits: Sequence[str]) -> None:
-    """Note in store.json where a data set's data is, and that these splits were asked for; for `mend.refill`."""
+def remember_source(path: Path, dataset: str, data: Path, splits: Sequence[str], labels_of: str | None = None) -> None:
+    """Note in store.json where a data set's data is, and that these splits were asked for; for `mend.refill`.
+
+    labels_of: the run whose pseudo labels they are.
+    """
     record = read_store_json(path)
     sources = sources_of(record)
     before = sources.get(dataset, {}).get("splits", [])
@@ -126,6 +129,7 @@ def remember_source(path: Path, dataset: str, data: Path, splits: Sequence[str])
         "data": str(data),
         "data_absolute": str(Path(data).absolute()),
         "splits": [*before, *(split for split in splits if split not in before)],
+        **({"labels_of": labels_of} if labels_of else {}),
     }
     if sources.get(dataset) != source:
         write_json(path / STORE_FILE, record | {SOURCES: {**sources, dataset: source}})

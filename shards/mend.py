@@ -71,7 +71,7 @@ def sources_of(record: Any) -> dict[str, dict[str, Any]]:
 def _is_sound(source: Any) -> bool:
     if not isinstance(source, dict) or not isinstance(source.get("splits"), list):
         return False
-    words = [source.get("data"), source.get("data_absolute"), *source["splits"]]
+    words = [source.get("data"), source.get("data_absolute"), *source["splits"], source.get("labels_of", "")]
     return all(isinstance(word, str) and word.isprintable() for word in words)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +36,7 @@ from .layout import (
     statistics_of,
     write_stage_json,
 )
-from .mend import fact, refill, with_inputs
+from .mend import fact, refill, sources_of, with_inputs
 from .reader import Reader
 from .sidecar import KEY
 from .tables import IMAGES, REFERENCES, read_table, skipped_photos
@@ -82,6 +83,7 @@ class Store:
         images: pa.Table,
         families: Mapping[str, Family],
         unusable: Mapping[str, str],
+        sources: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.path = path
         self.side = side
@@ -92,6 +94,7 @@ class Store:
         """Stage -> the family in use."""
         self.unusable = dict(unusable)
         """Stage -> why the family that should be in use is not."""
+        self._sources = dict(sources or {})
 
     @classmethod
     def open(cls, path: Path | str) -> "Store":
@@ -109,7 +112,9 @@ class Store:
                 families[stage] = Family.open(path / name)
             except StoreError as error:
                 unusable[stage] = fact(str(error))
-        store = cls(path, side=record["side"], images=images, families=families, unusable=unusable)
+        store = cls(
+            path, side=record["side"], images=images, families=families, unusable=unusable, sources=sources_of(record)
+        )
         bad = next((key for key in store.keys if KEY.fullmatch(key) is None), None)
         if bad is not None or len(store._rows) != len(store.keys):
             fault = f"key {bad!r} is not twelve digits" if bad is not None else "a key occurs twice"
@@ -156,7 +161,12 @@ class Store:
 
     def called(self, dataset: str) -> str:
         """A data set as it is called beside figures."""
-        return called(dataset, (family.stage_json for family in self.families.values()))
+        name = called(dataset, (family.stage_json for family in self.families.values()))
+        return name if self.labels_of(dataset) is None else f"pseudo labels of {name}"
+
+    def labels_of(self, dataset: str) -> str | None:
+        """The run that predicted the boxes and masks of a data set; None where they are annotated."""
+        return self._sources.get(dataset, {}).get("labels_of")
 
     def references(self, dataset: str) -> pa.Table:
         """`refs-<dataset>.parquet`, see tables.REFERENCES; StoreError naming those there are."""

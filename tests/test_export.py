@@ -238,6 +238,29 @@ def test_an_export_is_no_data_set_as_it_was_published(exported: Callable[..., An
     assert [each.is_published for each in found.datasets] == [False]
 
 
+def test_figures_against_an_export_say_so_and_are_not_kept(
+    run: Weakmcn, exported: Callable[..., Any], demo: Path, tmp_path: Path
+) -> None:
+    exported("simrec", "simrec", "--mask", "sam")
+    Path("simrec/images").symlink_to(demo / "data" / "images")
+    data = ("--data", "simrec", "--dataset", DEMO, "--split", "val", "--store", "store", "--executor", "local")
+    assert run("precompute", *data).status == 0
+    before = {path: path.read_bytes() for path in (demo / "run").iterdir() if path.is_file()}
+    ended = run("eval", "--run", demo / "run", "--shards", "store", "--split", "val")
+    assert ended.status == 0
+    assert f"pseudo labels of pocket {DEMO}, percent of all sentences" in ended.out
+    assert f"nobody annotated it: the truth is what {demo / 'run'} predicted" in ended.out
+    assert f"not kept in {demo / 'run'}" in ended.err
+    assert {path: path.read_bytes() for path in (demo / "run").iterdir() if path.is_file()} == before
+    label = load_annotations(Path("simrec"), DEMO).references[0]
+    row = {"ref_id": label.ref_id, "sent_id": label.sent_ids[0], "bbox": label.box}
+    Path("one.jsonl").write_text(json.dumps(row))
+    scored = run("eval", "--predictions", "one.jsonl", "--shards", "store", "--dataset", DEMO, "--split", "val")
+    assert scored.status == 3
+    assert "pseudo labels of" in scored.out
+    assert "nobody annotated it" in scored.out
+
+
 def test_a_killed_export_is_taken_up_and_nothing_else_is_written_over(
     run: Weakmcn, exported: Callable[..., Any], demo: Path
 ) -> None:

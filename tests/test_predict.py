@@ -201,6 +201,21 @@ def test_pairs_ask_each_photograph_its_own_phrases(run: Weakmcn, demo: Path, tmp
     ]
     assert found == [("1.jpg", ["red", "star"]), ("0.jpg", ["blue ring"])]
     assert [path.name for path in tmp_path.iterdir()] == ["data"]  # with --json nothing is written unasked
+    told = run("predict", "--run", demo / "run", "--pairs", pairs, "--out", "answers").out
+    assert "photos/1.jpg “star”: " in told
+    assert [row["picture"] for row in answers_in(tmp_path / "answers")] == ["photos/1.png", "photos/0.png"]
+
+
+def test_a_box_that_holds_hardly_anything_is_told(
+    run: Weakmcn, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photo,) = some_photos(demo, tmp_path / "photos", 1)
+    words = ["predict", "--run", demo / "run", "--image", photo, "--phrase", "red"]
+    said = "(the detector sees hardly anything there)"
+    assert said not in run(*words).out
+    objectness = json.loads(run(*words, "--json").out)["photographs"][0]["answers"][0]["objectness"]
+    monkeypatch.setattr("weakmcn.cli.predict.FAINT", objectness + 0.01)
+    assert said in run(*words).out
 
 
 def test_json_is_printed_alone_and_files_are_written_where_out_says(run: Weakmcn, demo: Path, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def records(hits: Mapping[str, Sequence[int]], masks: float = 0.5) -> list[dict[
 
 def kept(made: Sequence[Mapping[str, Any]], path: str = "run/eval-val.json", **summary: float) -> Kept:
     figures = {"rec_acc50": 0.0, "res_miou": 0.0} | summary
-    return Kept(path=Path(path), dataset="toy", split="val", epoch=1, step=1, summary=figures, records=made)
+    return Kept(path=Path(path), dataset="toy", split="val", epoch=1, step=1, summary=figures, records=made, notes=[])
 
 
 # What eval keeps
@@ -239,6 +239,23 @@ def test_the_command_compares_two_runs_and_says_what_it_resampled(world: Path, t
     printed = run("runs", "compare", a, b).out
     assert "8 sentences of 4 photographs" in printed
     assert "95 % interval" in printed
+
+
+def test_a_control_is_told_as_one_wherever_its_figures_are(
+    world: Path, tmp_path: Path, run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    runs = copied(world, tmp_path)
+    a, b = runs / "long", runs / "short"
+    facts = json.loads((b / "run.json").read_text())
+    (b / "run.json").write_text(json.dumps(facts | {"shuffle_captions": True}))
+    said = "it is a control: it was trained on expressions of other images"
+    for path, told in ((a, False), (b, True)):
+        ended = run("eval", "--run", path)
+        assert ended.status == 0
+        assert (said in ended.out) == told
+        assert ("shuffle_captions=true" in run("runs", path).out) == told
+    assert f"note: {b}: {said}" in run("runs", "compare", a, b).out
 
 
 def test_a_damaged_measurement_is_refused_with_the_mend(world: Path, tmp_path: Path, run) -> None:
