@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # imported where they are used, once the next lines hold
 
 # Before torch is imported: on small tensors a second thread only waits for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What commands print is to fit a small terminal, wherever the tests run.
+os.environ["COLUMNS"] = "80"
 # Ray's workers are nice by default; beside other tests on two cores they would be taken for hanging.
 os.environ.setdefault("RAY_worker_niceness", "0")
 

@@ -25,7 +25,11 @@ REPORT_PX = (1000, 2130)
 def main() -> None:
     if CHROMIUM is None or not has_quick():
         sys.exit("needs Chromium, and in ./demo what `weakmcn demo --quick` makes.")
-    with tempfile.TemporaryDirectory() as scratch, chdir(ROOT), Browser(Path(scratch) / "profile") as browser:
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
+        chdir(ROOT),
+        Browser(Path(scratch) / "profile") as browser,
+    ):
         _report(browser, Path(scratch) / "report.html")
         _serve(browser)
     for picture in DOCS.glob("*-*.png"):  # a fifth of the bytes
