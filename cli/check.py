@@ -213,12 +213,13 @@ def _show(
 
 
 def _counts_table(found: "DataCheck") -> "Group":
-    from ..pipeline.annotations import EXPORT_FILE, POCKET_FILE
+    from ..pipeline.annotations import POCKET_FILE, exported_by
     from ..pipeline.datasets import Counts
     from ..pipeline.plain_table import with_words
 
-    kinds = {POCKET_FILE: "a pocket world", EXPORT_FILE: "pseudo labels of weakmcn export"}
-    told = [what for name, what in kinds.items() if (found.root / name).exists()]
+    told = ["a pocket world"] if (found.root / POCKET_FILE).exists() else []
+    if (run := exported_by(found.root)) is not None:
+        told.append(f"pseudo labels that {run} predicted")
     table = _table("data set", "split", *SIZES)
     for each in found.datasets:
         if each.fault:

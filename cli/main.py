@@ -179,10 +179,10 @@ def _usage(fault: typer.TyperException) -> str:
     context: Any = getattr(fault, "ctx", None)
     see = f"see {context.command_path if context else 'weakmcn'} --help."
     asked = getattr(fault, "option_name", "").lstrip("-")
-    for argument in (each for each in context.command.params if each.param_type_name == "argument") if context else ():
-        if asked in (argument.name, argument.metavar.lower()):
-            alone = f"write {argument.metavar} without it: {context.command_path} {argument.metavar}"
-            return f"no such option: --{asked}; {alone}; {see}"
+    for argument in context.command.params if asked and context else ():
+        word = argument.metavar or argument.name.upper()
+        if argument.param_type_name == "argument" and asked in (argument.name, word.lower()):
+            return f"no such option: --{asked}; write {word} without it: {context.command_path} {word}; {see}"
     return f"{message[:1].lower()}{message[1:]}{'' if message.endswith('?') else ';'} {see}"
 
 

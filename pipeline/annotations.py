@@ -7,6 +7,7 @@ ROOT/pocket.json                                  marks a pocket world, for whic
 ROOT/export.json                                  marks what `weakmcn export` wrote; none holds for that either
 """
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from .sources import clip, is_whole, parse_json, read_source
 from .unc import read_unc, refs_file
 
 POCKET_FILE, EXPORT_FILE = "pocket.json", "export.json"
+EXPORT_BYTES = 1 << 16
+"""More than `weakmcn export` ever says."""
 SOURCE = re.compile(r"[a-z][a-z0-9-]{0,39}")
 """How a collection of photographs is called."""
 PHOTO_FOLDERS = (
@@ -139,29 +142,35 @@ def _split_by_split(references: Iterable[Reference], spec: DatasetSpec) -> list[
 
 def is_as_published(root: Path) -> bool:
     """Whether data sets below `root` should have their published counts: it is no pocket world, and no export."""
-    return not any((root / name).exists() for name in (POCKET_FILE, EXPORT_FILE))
+    return not (root / POCKET_FILE).exists() and exported_by(root) is None
 
 
 def exported_by(root: Path) -> str | None:
     """The run whose pseudo labels lie in `root`, as it was named; None where they are nobody's predictions."""
-    path = root / EXPORT_FILE
-    return str(_told(path, "run")) if path.exists() else None
+    facts = _export_facts(root)
+    return facts["run"] if facts else None
 
 
 def _told_source(root: Path) -> str | None:
     """Whose photographs they are, where `root` says so: of a pocket world, by its seed, or those of an export."""
-    if (path := root / POCKET_FILE).exists():
-        seed = _told(path, "seed")
+    path = root / POCKET_FILE
+    if path.exists():
+        record = parse_json(read_source(path))
+        seed = record.get("seed") if isinstance(record, dict) else None
         return f"pocket-{seed}" if is_whole(seed) else "pocket"
-    if (path := root / EXPORT_FILE).exists():
-        source = _told(path, "source")
-        return source if isinstance(source, str) and SOURCE.fullmatch(source) else None
-    return None
+    facts = _export_facts(root)
+    return facts["source"] if facts and SOURCE.fullmatch(facts["source"]) else None
 
 
-def _told(path: Path, name: str) -> Any:
-    record = parse_json(read_source(path))
-    return record.get(name) if isinstance(record, dict) else None
+def _export_facts(root: Path) -> dict[str, Any] | None:
+    """What `weakmcn export` says of the labels in `root`; None for none, and for a file of this name by others."""
+    path = root / EXPORT_FILE
+    try:
+        facts = json.loads(path.read_bytes()) if path.stat().st_size <= EXPORT_BYTES else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    said = [facts.get(name) for name in ("run", "source")] if isinstance(facts, dict) else [None]
+    return facts if all(isinstance(word, str) and word.isprintable() for word in said) else None
 
 
 def _blank_warnings(annotations: Annotations) -> list[str]:

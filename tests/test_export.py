@@ -17,7 +17,7 @@ from weakmcn.model.metrics import box_iou
 from weakmcn.model.run import Run
 from weakmcn.model.train import train
 from weakmcn.model.train_settings import TrainSettings
-from weakmcn.pipeline.annotations import load_annotations
+from weakmcn.pipeline.annotations import exported_by, load_annotations
 from weakmcn.pipeline.check import check_data
 from weakmcn.pipeline.segmentation import run_lengths
 from weakmcn.shards.codec import unpack_masks
@@ -236,6 +236,15 @@ def test_an_export_is_no_data_set_as_it_was_published(exported: Callable[..., An
     found = check_data(Path("simrec"))
     assert (found.notes, found.problems, found.coco_evaluated) == ((), (), 0)
     assert [each.is_published for each in found.datasets] == [False]
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "{", '{"run": 1, "source": "coco"}', "[" * 100_000])
+def test_a_file_called_export_by_somebody_else_says_nothing(tmp_path: Path, demo: Path, content: str) -> None:
+    for name in ("refcoco+", "images"):
+        (tmp_path / name).symlink_to(demo / "data" / name)
+    (tmp_path / "export.json").write_text(content)
+    assert exported_by(tmp_path) is None
+    assert load_annotations(tmp_path, DEMO).source == "coco"
 
 
 def test_figures_against_an_export_say_so_and_are_not_kept(
