@@ -70,6 +70,12 @@ def shell_lines(text: str) -> list[list[str]]:
     return [words for line in lines for words in said(line)]
 
 
+def told_lines(text: str) -> list[list[str]]:
+    """Every `weakmcn …` that begins a line of a block without commands: what an output, or a figure, comes from."""
+    lines = [line for block in blocks(text, "text", "") for line in block.replace("\\\n", " ").splitlines()]
+    return [words for line in lines if line.lstrip().startswith("weakmcn ") for words in said(line)]
+
+
 def named(text: str) -> list[str]:
     """The commands that sentences and tables of a text name in full: with all that is needed, and no word in capitals
     for something of the reader's.

@@ -18,7 +18,20 @@ from weakmcn.model.methods import METHODS
 from weakmcn.pipeline import config as pipeline_config
 from weakmcn.shards.store import Store
 
-from .pages import DOCS, PAGES, ROOT, blocks, codes, command_of, commands, options, said, shell_lines, text_of
+from .pages import (
+    DOCS,
+    PAGES,
+    ROOT,
+    blocks,
+    codes,
+    command_of,
+    commands,
+    options,
+    said,
+    shell_lines,
+    text_of,
+    told_lines,
+)
 
 RUN = {("store.md", "webdataset")}
 """Marked blocks that a test of this module runs. README's Python is run by test_demo.py."""
@@ -108,7 +121,7 @@ def test_a_command_is_read_whole_without_scrolling(page: Path) -> None:
 def test_every_command_that_is_named_exists_with_its_options(page: Path) -> None:
     text = page.read_text("utf-8")
     known, unknown = commands(), []
-    for words in [*shell_lines(text), *(words for code in codes(text) for words in said(code))]:
+    for words in [*shell_lines(text), *told_lines(text), *(words for code in codes(text) for words in said(code))]:
         name, rest = command_of(words)
         asked = {word.partition("=")[0] for word in rest if word.startswith("--")}
         if (words and not name and not words[0].startswith("-")) or not asked <= options(known[name]):
@@ -134,16 +147,18 @@ def test_every_option_and_setting_that_is_named_alone_exists(page: Path) -> None
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_line_of_a_code_block_is_complete(page: Path) -> None:
     """As the program itself reads it: nothing that is needed is missing, every choice is one."""
-    for words in shell_lines(page.read_text("utf-8")):
+    text = page.read_text("utf-8")
+    for words in [*shell_lines(text), *told_lines(text)]:
         name, rest = command_of(words)
         with suppress(typer.Exit):  # --help
             commands()[name].make_context(f"weakmcn {name}", rest).close()
 
 
 def just_words(text: str) -> list[list[str]]:
-    """What stands behind each `just` between backticks or in a shell block."""
-    lines = [*codes(text), *(line for block in blocks(text, "sh") for line in block.splitlines())]
-    return [line.split()[1:] for line in lines if line.startswith("just ")]
+    """What stands behind each `just` between backticks or in a block."""
+    lines = [*codes(text), *(line for block in blocks(text, "sh", "text") for line in block.splitlines())]
+    found = [re.match(r"(?:[A-Z_]+=\S+ )?just (.*)", line) for line in lines]
+    return [line[1].removesuffix("\\").split() for line in found if line]
 
 
 JUST = {tuple(words) for page in PAGES for words in just_words(page.read_text("utf-8"))}
