@@ -213,13 +213,11 @@ def _show(
 
 
 def _counts_table(found: "DataCheck") -> "Group":
-    from ..pipeline.annotations import POCKET_FILE, exported_by
     from ..pipeline.datasets import Counts
     from ..pipeline.plain_table import with_words
 
-    told = ["a pocket world"] if (found.root / POCKET_FILE).exists() else []
-    if (run := exported_by(found.root)) is not None:
-        told.append(f"pseudo labels that {run} predicted")
+    told = ["a pocket world"] if found.is_pocket else []
+    told += [f"pseudo labels that {found.labels_of} predicted"] if found.labels_of is not None else []
     table = _table("data set", "split", *SIZES)
     for each in found.datasets:
         if each.fault:

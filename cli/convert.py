@@ -206,7 +206,6 @@ def _print_json(made: "Conversion", origin: Any, out: Path) -> None:
 
 
 def _print_table(made: "Conversion", every: bool) -> None:
-
     from ..model.convert import grouped
     from ..pipeline.plain_table import plain_console, plain_table
 

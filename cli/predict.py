@@ -72,7 +72,7 @@ def predict(
     from ..model.run import Run, device_of
     from .answer_files import Output, picture_of
     from .answering import Answerer, frozen_networks
-    from .questions import broken, questions, require_sound
+    from .questions import looked_at, questions, require_sound
     from .who_answers import checkpoint_of, tell_notes
 
     images = image or []
@@ -86,11 +86,11 @@ def predict(
     asked = questions(images, phrase or (), pairs, leave_out=target)
     output = Output.of(target, picture, asked)
     config = frozen_networks(opened, checkpoints_named(checkpoint or ()))
-    bad = broken(asked, side=config.side_px)
+    bad, remarks = looked_at(asked, side=config.side_px)
     require_sound(bad, len(asked), skip_bad=skip_bad)
     answerer = Answerer(opened, config, where)
     tell_notes(opened)
-    _tell_before(answerer, asked, bad)
+    _tell_before(answerer, asked, bad, remarks)
     facts = {"run": str(run), "checkpoint": checkpoint_of(opened)}
     output.begin()
     rows = []
@@ -141,9 +141,11 @@ def _tell(question: "Question", found: Sequence["Found"], *, named: bool) -> Non
         typer.echo((f"{shown(question.name)} " if named else "") + f"“{shown(each.phrase)}”: {', '.join(said)}")
 
 
-def _tell_before(answerer: "Answerer", asked: Sequence["Question"], bad: Mapping[Path, str]) -> None:
-    """What a user should know of the questions: words that the run has never seen, photographs left out."""
-    from ..pipeline.images import remark_on, shown
+def _tell_before(
+    answerer: "Answerer", asked: Sequence["Question"], bad: Mapping[Path, str], remarks: Mapping[Path, str]
+) -> None:
+    """What a user should know of the questions: words that the run has never seen, photographs left out, remarks."""
+    from ..pipeline.images import shown
 
     for text in dict.fromkeys(text for question in asked for text in question.phrases):
         if remark := answerer.remark(text):
@@ -152,7 +154,7 @@ def _tell_before(answerer: "Answerer", asked: Sequence["Question"], bad: Mapping
         typer.echo(f"left out: {reason}", err=True)
     told: dict[str, list[str]] = {}
     for question in asked:
-        if question.image not in bad and (remark := remark_on(question.image)):
+        if remark := remarks.get(question.image):
             told.setdefault(remark, []).append(shown(question.name))
     for remark, names in told.items():
         more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""

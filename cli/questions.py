@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..pipeline.images import fit_letterbox, read_photo, shown
+from ..pipeline.images import decode, fit_letterbox, read_bytes, remark_on, shown
 from ..shards.errors import ImageError, InputError
 from ..shards.records import read_rows
 from .answering import with_words
@@ -46,20 +46,25 @@ def questions(
         found = _in_folder(given, leave_out) if given.is_dir() else [(given, given.name)]
         for image, name in found:
             asked.setdefault(image, (name, []))[1].extend(texts)
-    for image, phrase in [] if pairs is None else _pairs(pairs):
-        asked.setdefault(image, (_below(image, pairs), []))[1].append(phrase)
+    for image, name, phrase in [] if pairs is None else _pairs(pairs):
+        asked.setdefault(image, (name, []))[1].append(phrase)
     return [
         Question(image=image, name=name, phrases=tuple(dict.fromkeys(wanted)))
         for image, (name, wanted) in asked.items()
     ]
 
 
-def broken(questions: Sequence[Question], *, side: int) -> dict[Path, str]:
-    """The photographs that cannot be used, with the reason; each is decoded whole. side: edge of the canvas."""
+def looked_at(questions: Sequence[Question], *, side: int) -> tuple[dict[Path, str], dict[Path, str]]:
+    """The photographs that cannot be used, with the reason, and remarks on others; each is decoded whole.
+
+    side: edge of the canvas.
+    """
     pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
     try:
-        faults = pool.map(partial(_fault, side=side), [question.image for question in questions])
-        return {question.image: fault for question, fault in zip(questions, faults, strict=True) if fault is not None}
+        images = [question.image for question in questions]
+        found = list(zip(images, pool.map(partial(_look_at, side=side), images), strict=True))
+        faults = {image: fault for image, (fault, _) in found if fault is not None}
+        return faults, {image: remark for image, (_, remark) in found if remark is not None}
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -77,13 +82,15 @@ def require_sound(bad: dict[Path, str], total: int, *, skip_bad: bool) -> None:
     raise ImageError("\n".join(lines))
 
 
-def _fault(image: Path, *, side: int) -> str | None:
+def _look_at(image: Path, *, side: int) -> tuple[str | None, str | None]:
+    """Why a photograph cannot be used, or what is to be told of it."""
     try:
-        height, width = read_photo(image).shape[:2]
+        data = read_bytes(image)
+        height, width = decode(data, image).shape[:2]
         fit_letterbox(image, height, width, side)
     except ImageError as fault:
-        return str(fault)
-    return None
+        return str(fault), None
+    return None, remark_on(data)
 
 
 def _in_folder(folder: Path, leave_out: Path | None) -> list[tuple[Path, str]]:
@@ -103,20 +110,19 @@ def _in_folder(folder: Path, leave_out: Path | None) -> list[tuple[Path, str]]:
     return found
 
 
-def _below(image: Path, pairs: Path | None) -> str:
-    """A photograph's name as a file of pairs has it, if it lies below that."""
-    folder = (pairs or image).parent.absolute()
-    is_below = folder in image.absolute().parents and ".." not in image.parts
-    return image.absolute().relative_to(folder).as_posix() if is_below else image.name
+def _pairs(file: Path) -> list[tuple[Path, str, str]]:
+    """(photograph, its name, phrase) of each row; a relative path starts at the file's own folder.
 
-
-def _pairs(file: Path) -> list[tuple[Path, str]]:
-    """(photograph, phrase) of each row; a relative path starts at the file's own folder."""
+    What lies below that folder is named with the folders between.
+    """
     return [_pair(file, place, row) for place, row in read_rows(file)]
 
 
-def _pair(file: Path, place: str, row: Any) -> tuple[Path, str]:
+def _pair(file: Path, place: str, row: Any) -> tuple[Path, str, str]:
     image, phrase = (row.get("image"), row.get("phrase")) if isinstance(row, dict) else (None, None)
     if not (isinstance(image, str) and image and isinstance(phrase, str)):
         raise InputError(f'--pairs {file}: {place} is no {{"image": "a.jpg", "phrase": "left dog"}}; write it so.')
-    return file.parent / image, with_words(phrase, f"--pairs {file}: {place}")
+    path, folder = file.parent / image, file.parent.absolute()
+    is_below = folder in path.absolute().parents and ".." not in path.parts
+    name = path.absolute().relative_to(folder).as_posix() if is_below else path.name
+    return path, name, with_words(phrase, f"--pairs {file}: {place}")

@@ -107,7 +107,7 @@ class Plans:
         """The run of a system for a seed. InputError where it cannot be: the store lacks a column, for instance."""
         usual_model, usual_train = recipe(system.method, self._preset)
         sections = {"model": usual_model, "train": usual_train}
-        first = self.plan(system.after, seed, label) if system.after else None
+        first = self.plan(system.after, seed) if system.after else None
         asked = parsed(sections, [*self._assignments, *system.settings, f"train.seed={seed}"])
         changes, _ = implied(sections, asked, has_words=self._words is not None)
         chosen = changed(sections, changes)

@@ -40,7 +40,7 @@ from .mask_answers import photo_pixels
 from .methods import Method
 from .metrics import box_iou, iou_of_areas, mask_areas, percent, summarise
 from .progress import counted
-from .references import Reference, references_of
+from .references import Reference, references_of, truth_note
 from .run import Run, device_of
 from .samples import cut_note, unknown_note
 from .vocabulary import Vocabulary, words_of
@@ -233,16 +233,6 @@ def evaluate(
             *method.remarks(config),
         ],
         labels_of=store.labels_of(dataset),
-    )
-
-
-def truth_note(store: Store, dataset: str) -> list[str]:
-    """A line where the truth is no annotation."""
-    run = store.labels_of(dataset)
-    return (
-        []
-        if run is None
-        else [f"nobody annotated it: the truth is what {run} predicted, figures tell how far they agree."]
     )
 
 

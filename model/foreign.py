@@ -12,9 +12,9 @@ import numpy as np
 
 from ..shards.codec import rle_area, rle_decode
 from ..shards.store import Store
-from .evaluate import NO_TRUTH, OF_BOXES, Box, Evaluation, SentenceRecord, truth_note
+from .evaluate import NO_TRUTH, OF_BOXES, Box, Evaluation, SentenceRecord
 from .metrics import box_iou, iou_of_areas, mask_areas, summarise
-from .references import Reference, references_of
+from .references import Reference, references_of, truth_note
 
 NO_PREDICTION = "no prediction"
 OF_BOTH = ("rec_acc50", "inconsistency")

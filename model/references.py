@@ -64,3 +64,10 @@ def _reference(row: dict) -> Reference:
         sentences=tuple(row["sentences"]),
         sent_ids=tuple(row["sent_ids"]),
     )
+
+
+def truth_note(store: Store, dataset: str) -> list[str]:
+    """A line where the truth is no annotation."""
+    if (run := store.labels_of(dataset)) is None:
+        return []
+    return [f"nobody annotated it: the truth is what {run} predicted, figures tell how far they agree."]

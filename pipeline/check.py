@@ -13,7 +13,16 @@ from itertools import permutations
 from pathlib import Path
 
 from ..shards.errors import AnnotationError, ImageError, InputError
-from .annotations import PHOTO_FOLDERS, Annotations, find_datasets, find_photo, is_as_published, load_annotations
+from .annotations import (
+    PHOTO_FOLDERS,
+    POCKET_FILE,
+    Annotations,
+    exported_by,
+    find_datasets,
+    find_photo,
+    is_as_published,
+    load_annotations,
+)
 from .config import PipelineConfig
 from .datasets import DATASETS, Counts, DatasetSpec, count, count_warnings, find_dataset
 from .layouts import BESIDE, annotation_files, elsewhere, export_notes, names_to_look_for
@@ -96,6 +105,9 @@ class DataCheck:
     """All that was found in one folder."""
 
     root: Path
+    is_pocket: bool
+    labels_of: str | None
+    """The run whose pseudo labels these are."""
     datasets: tuple[DatasetCheck, ...]
     absent: tuple[DatasetSpec, ...]
     """Data sets that are not there, whether asked for or not."""
@@ -145,6 +157,8 @@ def check_data(
     coco = {key for each in looked_at if each.source == "coco" for key in _evaluated(each)}
     return DataCheck(
         root=root,
+        is_pocket=(root / POCKET_FILE).exists(),
+        labels_of=exported_by(root),
         datasets=tuple(looked_at),
         absent=tuple(spec for spec in DATASETS.values() if spec not in here),
         photos=photos,

@@ -7,8 +7,7 @@ What comes in is in photo pixels. One label is one sentence with its box and, wh
     jsonl   a line a sentence: what `weakmcn eval --predictions` takes, boxes not cut to the photo
 
 A data set's boxes have to lie on its photos, so those of the first two are cut to them, and told to a hundredth of a
-pixel. Category and photo are the
-annotation file's own. The same labels give the same bytes.
+pixel. Category and photo are the annotation file's own. The same labels give the same bytes.
 """
 
 import json

@@ -136,14 +136,16 @@ def check_image(path: Path, *, expect: tuple[int, int] | None = None, max_pixels
     return None
 
 
-def remark_on(path: Path) -> str | None:
-    """What of a sound photo is not looked at, in words; None for nothing. Raises ImageError."""
-    header = _open_header(read_bytes(path), shown(path))
+def remark_on(data: bytes) -> str | None:
+    """What of a photo that `decode` takes is not looked at, in words; None for nothing. data: of its file."""
+    header = _open_header(data, "")
     if _is_turned(header):
         return "its EXIF rotation is ignored: boxes, masks and picture are of the photograph as it is stored"
-    if "A" in header.getbands() and np.asarray(header.getchannel("A")).min() < 255:
-        return "its transparency is ignored: what counts are the colours below it, often black"
-    return None
+    if "A" not in header.getbands():
+        return None
+    with _one_large if header.width * header.height > LARGE_PIXELS else nullcontext():
+        is_opaque = np.asarray(header.getchannel("A")).min() == 255
+    return None if is_opaque else "its transparency is ignored: what counts are the colours below it, often black"
 
 
 def read_bytes(path: Path) -> bytes:

@@ -58,6 +58,11 @@ def blocks(text: str, *languages: str) -> list[str]:
     return [code for _, language, code in found if language in languages]
 
 
+def lines_in(text: str, *languages: str) -> list[str]:
+    """The lines of the blocks of some languages, those that go on joined."""
+    return [line for block in blocks(text, *languages) for line in block.replace("\\\n", " ").splitlines()]
+
+
 def codes(text: str) -> list[str]:
     """What stands between backticks, the code blocks left out."""
     prose = re.sub(r"^( *)```.*?^\1```", "", text, flags=re.DOTALL | re.MULTILINE)
@@ -66,14 +71,13 @@ def codes(text: str) -> list[str]:
 
 def shell_lines(text: str) -> list[list[str]]:
     """Every `weakmcn …` in the shell blocks of a text, as words without the program's own."""
-    lines = [line for block in blocks(text, "sh", "bash") for line in block.replace("\\\n", " ").splitlines()]
-    return [words for line in lines for words in said(line)]
+    return [words for line in lines_in(text, "sh", "bash") for words in said(line)]
 
 
 def told_lines(text: str) -> list[list[str]]:
     """Every `weakmcn …` that begins a line of a block without commands: what an output, or a figure, comes from."""
-    lines = [line for block in blocks(text, "text", "") for line in block.replace("\\\n", " ").splitlines()]
-    return [words for line in lines if line.lstrip().startswith("weakmcn ") for words in said(line)]
+    lines = [line for line in lines_in(text, "text", "") if line.lstrip().startswith("weakmcn ")]
+    return [words for line in lines for words in said(line)]
 
 
 def named(text: str) -> list[str]:

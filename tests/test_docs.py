@@ -26,6 +26,7 @@ from .pages import (
     codes,
     command_of,
     commands,
+    lines_in,
     options,
     said,
     shell_lines,
@@ -156,9 +157,9 @@ def test_every_command_line_of_a_code_block_is_complete(page: Path) -> None:
 
 def just_words(text: str) -> list[list[str]]:
     """What stands behind each `just` between backticks or in a block."""
-    lines = [*codes(text), *(line for block in blocks(text, "sh", "text") for line in block.splitlines())]
+    lines = [*codes(text), *lines_in(text, "sh", "text")]
     found = [re.match(r"(?:[A-Z_]+=\S+ )?just (.*)", line) for line in lines]
-    return [line[1].removesuffix("\\").split() for line in found if line]
+    return [line[1].split() for line in found if line]
 
 
 JUST = {tuple(words) for page in PAGES for words in just_words(page.read_text("utf-8"))}

@@ -182,11 +182,16 @@ def test_agreement_is_the_overlap_of_the_box_on_the_photo_with_the_box_around_th
 ) -> None:
     exported("coco", "predicted.json", "--mask", "sam")
     exported("coco", "tight.json", "--mask", "sam", "--box", "mask")
-    tight = opened("tight.json").anns
-    for number, annotation in opened("predicted.json").anns.items():
-        (x0, y0, w0, h0), (x1, y1, w1, h1) = annotation["bbox"], tight[number]["bbox"]
-        overlap = box_iou(np.array([x0, y0, x0 + w0, y0 + h0]), np.array([x1, y1, x1 + w1, y1 + h1]))
-        assert annotation["agreement"] == tight[number]["agreement"] == pytest.approx(float(overlap), abs=1e-3)
+    exported("jsonl", "exact.jsonl", "--mask", "sam")
+    rows = [json.loads(line) for line in Path("exact.jsonl").read_text().splitlines()]
+    exact = {(row["ref_id"], row["sent_id"]): row["bbox"] for row in rows}
+    coco, tight = opened("predicted.json"), opened("tight.json").anns
+    for number, annotation in coco.anns.items():
+        photo, (x1, y1, w1, h1) = coco.imgs[annotation["image_id"]], tight[number]["bbox"]
+        x0, y0, w0, h0 = exact[annotation["ref_id"], annotation["sent_id"]]
+        cut = np.clip([x0, y0, x0 + w0, y0 + h0], 0, [photo["width"], photo["height"]] * 2)
+        overlap = box_iou(cut, np.array([x1, y1, x1 + w1, y1 + h1]))
+        assert annotation["agreement"] == tight[number]["agreement"] == pytest.approx(float(overlap))
 
 
 def test_filters_that_let_nothing_through_write_nothing(run: Weakmcn, demo: Path, tmp_path: Path) -> None:
