@@ -4,7 +4,7 @@ venv := ".venv"
 python := venv / "bin/python"
 
 _list:
-    @just --list --unsorted
+    @{{ just_executable() }} --list --unsorted
 
 # Make the environment
 setup:

@@ -74,12 +74,6 @@ def shell_lines(text: str) -> list[list[str]]:
     return [words for line in lines_in(text, "sh", "bash") for words in said(line)]
 
 
-def told_lines(text: str) -> list[list[str]]:
-    """Every `weakmcn …` that begins a line of a block without commands: what an output, or a figure, comes from."""
-    lines = [line for line in lines_in(text, "text", "") if line.lstrip().startswith("weakmcn ")]
-    return [words for line in lines for words in said(line)]
-
-
 def named(text: str) -> list[str]:
     """The commands that sentences and tables of a text name in full: with all that is needed, and no word in capitals
     for something of the reader's.

@@ -4,9 +4,9 @@ import importlib
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,18 +26,24 @@ from .pages import (
     codes,
     command_of,
     commands,
-    lines_in,
     options,
     said,
+    section,
     shell_lines,
+    tables,
     text_of,
-    told_lines,
 )
+from .walk import steps
 
 RUN = {("store.md", "webdataset")}
 """Marked blocks that a test of this module runs. README's Python is run by test_demo.py."""
-FOREIGN = {"--index-url", "--network"}
+FOREIGN = {"--gres", "--network"}
 """Options of other programs."""
+PROGRAMS = {"apt-get", "docker", "git", "just", "pip", "python", "python3", "ray", "source", "srun", "ssh", "torchrun"}
+"""What else a reader could be told to type."""
+BENCHES = {file.stem for file in (ROOT / "tests/bench").glob("*.py") if "\ndef main(" in file.read_text("utf-8")}
+MEASURING = ("tests.soak", "tests.mutants", "tests.acceptance")
+"""Programs beside the benches that figures are from."""
 SETTINGS = {
     *(f"model.{field.name}" for method in METHODS.values() for field in fields(method.settings)),
     *(f"train.{field.name}" for field in fields(TrainConfig)),
@@ -122,7 +128,7 @@ def test_a_command_is_read_whole_without_scrolling(page: Path) -> None:
 def test_every_command_that_is_named_exists_with_its_options(page: Path) -> None:
     text = page.read_text("utf-8")
     known, unknown = commands(), []
-    for words in [*shell_lines(text), *told_lines(text), *(words for code in codes(text) for words in said(code))]:
+    for words in [*shell_lines(text), *(words for code in codes(text) for words in said(code))]:
         name, rest = command_of(words)
         asked = {word.partition("=")[0] for word in rest if word.startswith("--")}
         if (words and not name and not words[0].startswith("-")) or not asked <= options(known[name]):
@@ -135,12 +141,27 @@ def test_every_command_that_is_named_exists_with_its_options(page: Path) -> None
     assert unknown == []
 
 
+@cache
+def measuring_options() -> set[str]:
+    """The options of what figures are from: the benches, and MEASURING."""
+    found = set()
+    for name in BENCHES:
+        bench = typer.Typer()
+        bench.command()(importlib.import_module(f"tests.bench.{name}").main)
+        found |= options(typer.main.get_command(bench))
+    for name in MEASURING:
+        words = [sys.executable, "-m", name, "--help"]
+        helped = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120, cwd=ROOT).stdout
+        found |= set(re.findall(r"--[a-z-]+", helped))
+    return found
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_option_and_setting_that_is_named_alone_exists(page: Path) -> None:
-    every = {option for command in commands().values() for option in options(command)} | FOREIGN
+    every = {option for command in commands().values() for option in options(command)} | measuring_options() | FOREIGN
     words = [code.split() for code in codes(page.read_text("utf-8"))]
     alone = [first for first, *_ in words if re.fullmatch(r"--[a-z][a-z-]*(=.*)?", first)]
-    assert [option for option in alone if option.partition("=")[0] not in every] == []
+    assert {option.partition("=")[0] for option in alone} - every == set()
     assigned = re.findall(r"(?<![\w.])((?:model|train)\.\w+)=", page.read_text("utf-8"))
     assert [name for name in assigned if name not in SETTINGS] == []
 
@@ -149,37 +170,47 @@ def test_every_option_and_setting_that_is_named_alone_exists(page: Path) -> None
 def test_every_command_line_of_a_code_block_is_complete(page: Path) -> None:
     """As the program itself reads it: nothing that is needed is missing, every choice is one."""
     text = page.read_text("utf-8")
-    for words in [*shell_lines(text), *told_lines(text)]:
+    for words in shell_lines(text):
         name, rest = command_of(words)
         with suppress(typer.Exit):  # --help
             commands()[name].make_context(f"weakmcn {name}", rest).close()
 
 
-def just_words(text: str) -> list[list[str]]:
-    """What stands behind each `just` between backticks or in a block."""
-    lines = [*codes(text), *lines_in(text, "sh", "text")]
-    found = [re.match(r"(?:[A-Z_]+=\S+ )?just (.*)", line) for line in lines]
-    return [line[1].split() for line in found if line]
+def is_program(words: list[str]) -> bool:
+    return {word.removeprefix(".venv/bin/") for word in words} & PROGRAMS != set()
 
 
-JUST = {tuple(words) for page in PAGES for words in just_words(page.read_text("utf-8"))}
-MEASURED = sorted(words[1:] for words in JUST if words[0] == "bench")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_command_of_another_program_is_one_that_is_typed(page: Path) -> None:
+    """By the gate, or in a block of a page. One with a word in capitals is no command yet."""
+    shell = [block for each in PAGES for block in blocks(each.read_text("utf-8"), "sh", "bash")]
+    typed = "\n".join([text_of(".ci/run"), *shell])
+    told = [code for code in codes(page.read_text("utf-8")) if is_program(code.split()[:1])]
+    assert [code for code in told if code not in typed and not any(word.isupper() for word in code.split())] == []
 
 
-@pytest.mark.parametrize("words", MEASURED, ids=" ".join)
-def test_a_bench_that_a_figure_is_from_takes_the_words_that_are_told(words: Sequence[str]) -> None:
-    name, *rest = words
-    program = importlib.import_module(f"tests.bench.{name}")
-    app = typer.Typer()
-    app.command()(program.main)
-    typer.main.get_command(app).make_context(name, rest).close()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_command_stands_in_a_block_that_nobody_types(page: Path) -> None:
+    text = page.read_text("utf-8")
+    outputs = {step.shown for step in steps(text)}
+    found = []
+    for line in "".join(block for block in blocks(text, "text", "") if block not in outputs).splitlines():
+        words = [word for word in line.split() if not re.match("[A-Z_]+=", word)]
+        if is_program(words[:1]) or (words[:1] == ["weakmcn"] and command_of(words[1:])[0]):
+            found.append(line)
+    assert found == []
 
 
-def test_what_just_is_told_to_do_it_knows() -> None:
-    recipes = set(re.findall(r"^([a-z][\w-]*)[^:\n]*:", text_of("justfile"), re.MULTILINE))
-    assert {words[0] for words in JUST} <= recipes
-    for name in ("soak", "mutants"):
-        words = [sys.executable, "-m", f"tests.{name}", "--help"]
-        helped = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120, cwd=ROOT).stdout
-        asked = {word for words in JUST if words[0] == name for word in words if word.startswith("--")}
-        assert {option for option in asked if option not in helped} == set()
+def test_every_bench_and_recipe_that_a_page_names_is_there() -> None:
+    text = "\n".join(page.read_text("utf-8") for page in PAGES)
+    measured = {cell.split("`")[1] for *_, cell in tables(section("README.md", "How fast"))[0][1:] if cell}
+    assert measured
+    assert measured | set(re.findall(r"\bbench\s`([\w-]+)`", text)) <= BENCHES
+    recipes = {"_list", *re.findall(r"^([a-z][\w-]*)[^:\n]*:", text_of("justfile"), re.MULTILINE)}
+    assert {*re.findall(r"\brecipe\s`([\w-]+)`", text), *re.findall(r"`just ([a-z-]+)", text)} <= recipes
+
+
+def test_just_alone_lists_what_one_does_here() -> None:
+    words = [Path(sys.executable).with_name("just")]
+    told = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60, cwd=ROOT).stdout
+    assert {"setup", "test", "bench", "soak", "mutants"} <= {line.split()[0] for line in told.splitlines()}

@@ -1,22 +1,19 @@
 """Every command of the pages is typed as it stands there, in order, and prints what the page shows."""
 
 import re
-from contextlib import chdir
 from pathlib import Path
 
 import pytest
 
 from . import clusters
-from .pages import PAGES, command_of, named, text_of
-from .walk import begun, done, is_shown, lines_of, plain, steps, terminal, trained, typed
+from .pages import PAGES, named, text_of
+from .walk import done, is_shown, lines_of, plain, steps, terminal, trained, typed
 from .walked import DEMO, OF_QUICK, demo_of, has_quick, make_demo, prepare
 
 ELSEWHERE = "add-a-method.md"
 """test_own_methods.py types its commands, and looks at what they leave."""
-LONG = ("demo", "pocket", "tables")
-"""Where a sentence names these, it tells what a figure is from: minutes to hours. They are begun, and stopped."""
-WHOLE = {"weakmcn demo --quick", DEMO.removesuffix(" --executor local")}
-"""Some of those that are typed to their end: by the gate, and before all pages."""
+MADE = {"weakmcn demo --quick", DEMO}
+"""Commands of sentences that are typed already: by the gate, and before all pages."""
 WALKED = [page for page in PAGES if page.name != ELSEWHERE and (steps(text := page.read_text("utf-8")) or named(text))]
 
 
@@ -27,19 +24,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "demo"
 
 
-@pytest.fixture(scope="module")
-def begun_before() -> set[str]:
-    """Commands of sentences that were begun already."""
-    return set()
-
-
 @pytest.mark.parametrize("page", WALKED, ids=lambda page: page.name)
 def test_the_commands_of_a_page_run_in_order_and_print_what_it_shows_then_those_of_its_sentences(
-    page: Path, made: Path, begun_before: set[str], tmp_path: Path
+    page: Path, made: Path, tmp_path: Path
 ) -> None:
     text = page.read_text("utf-8")
     todo = [step for step in steps(text) if not step.by_gate]
-    spoken = [code for code in named(text) if code not in WHOLE]
+    spoken = [code for code in named(text) if code not in MADE]
     if todo or spoken:
         prepare(page.name, demo_of(page.name, made), tmp_path)
     with terminal(tmp_path):
@@ -52,16 +43,8 @@ def test_the_commands_of_a_page_run_in_order_and_print_what_it_shows_then_those_
                 shown, found = (plain(text, varies=varies) for text in (step.shown, printed))
                 assert is_shown(shown, found), "\n".join([step.code, "-- shown", *shown, "-- printed", *found])
         for code in spoken:
-            verb, _ = command_of(code.split()[1:])
-            if verb not in LONG:
-                status, printed = typed(code)
-                assert status == 0, f"{code}\n{printed}"
-            elif code not in begun_before:
-                begun_before.add(code)
-                (tmp_path / "empty").mkdir(exist_ok=True)
-                with chdir(tmp_path if verb == "tables" else tmp_path / "empty"):
-                    status, printed = begun(code)
-                assert status == 130, f"{code}\n{printed}"
+            status, printed = typed(code)
+            assert status == 0, f"{code}\n{printed}"
     if others:
         pytest.skip("all but its figures is as shown; they are of another training: " + why_other(page.name))
 

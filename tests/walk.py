@@ -21,7 +21,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -31,8 +30,6 @@ from weakmcn.cli.main import main
 
 ELISION = "…"
 """A line of this alone stands for any lines."""
-BEGUN_S = 1.5
-"""How long a command that takes minutes is let work."""
 DROPPED = (r"[\w -]+: [\d,]+ of [\d,]+ images(, .*)?",)
 """Lines that a terminal shows as a bar, and takes away."""
 VARYING = (
@@ -154,18 +151,6 @@ def typed(code: str) -> tuple[int, str]:
         if status:
             break
     return status, printed
-
-
-def begun(line: str) -> tuple[int, str]:
-    """The same of one of our commands that takes minutes: Ctrl-C is typed when it has worked for a while."""
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    timer = threading.Timer(BEGUN_S, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    try:
-        return _own(line)
-    finally:
-        timer.cancel()
-        signal.signal(signal.SIGINT, handler)
 
 
 def _is_own(line: str) -> bool:

@@ -22,7 +22,7 @@ from weakmcn.pipeline.encoders.yolov3 import YOLOv3
 from .walk import done, shown_again, steps, terminal, typed
 
 DEMO = "weakmcn demo --images 72 --epochs 5 --seed 3 --executor local"
-"""The smallest that a training with the preset's own batch of 48 photographs can be tried on."""
+"""The smallest that a training with the preset's own batch of 48 photographs can be tried on. Pages name it."""
 QUICK = Path(__file__).parent.parent / "demo"
 """Where `weakmcn demo --quick`, the README's first command, leaves what these pages show."""
 OF_QUICK = ("index.md", "export.md", "predict.md", "predictions.md")
