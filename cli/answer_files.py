@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..pipeline.estimate import counted
 from ..pipeline.images import Photo
 from ..shards.atomic import write_bytes, write_json
 from ..shards.codec import rle_encode
@@ -84,7 +85,7 @@ class Output:
         lines = [json.dumps({**facts, **row}, sort_keys=True, allow_nan=False) for row in rows]
         write_bytes(self.folder / LINES, "".join(f"{line}\n" for line in lines).encode("utf-8"))
         masks = sum("mask_file" in answer for row in rows for answer in row["answers"])
-        return [f"{self.folder / LINES}, and beside it {_count(len(rows), 'picture')}, {_count(masks, 'mask')}"]
+        return [f"{self.folder / LINES}, and beside it {counted(len(rows), 'picture')}, {counted(masks, 'mask')}"]
 
 
 def _draw(photo: Photo, found: Sequence[Found], path: Path) -> None:
@@ -128,10 +129,6 @@ def answer_row(found: Found) -> dict[str, Any]:
     if found.mask is not None:
         row["mask"] = {"size": list(found.mask.shape), "counts": rle_encode(found.mask)}
     return row
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _mask_files(picture: Path, count: int) -> list[Path]:

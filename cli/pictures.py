@@ -77,7 +77,7 @@ def save_mask(mask: np.ndarray, path: Path) -> None:
 
 def contact_sheet(answers: Sequence[Answer], title: str, subtitle: str) -> Image.Image:
     """Answers in rows of four, with a heading and a legend."""
-    grid = _grid([cell(answer, CELL_WIDTH_PX, CELL_PHOTO_PX) for answer in answers], SHEET_COLUMNS)
+    grid = _grid(_cells(answers, CELL_WIDTH_PX, CELL_PHOTO_PX), SHEET_COLUMNS)
     head = 84
     sheet = Image.new("RGB", (max(grid.width, 860) + 2 * MARGIN_PX, grid.height + head + 2 * MARGIN_PX), PAPER)
     sheet.paste(grid, (MARGIN_PX, MARGIN_PX + head))
@@ -93,7 +93,7 @@ def answer_picture(answers: Sequence[Answer], longest_px: int = 720) -> Image.Im
     height, width = answers[0].rgb.shape[:2]
     scale = longest_px / max(height, width)
     cell_width, photo_height = max(round(width * scale), 320), round(height * scale)
-    grid = _grid([cell(answer, cell_width, photo_height) for answer in answers], ANSWER_COLUMNS)
+    grid = _grid(_cells(answers, cell_width, photo_height), ANSWER_COLUMNS)
     picture = Image.new("RGB", (grid.width + 2 * GAP_PX, grid.height + 2 * GAP_PX), PAPER)
     picture.paste(grid, (GAP_PX, GAP_PX))
     return picture
@@ -113,15 +113,25 @@ def _grid(cells: Sequence[Image.Image], columns: int) -> Image.Image:
     return grid
 
 
-def cell(answer: Answer, width_px: int, photo_px: int) -> Image.Image:
-    """The photo fitted into `width_px` x `photo_px`, below it the expression and the note."""
-    drawn = Image.new("RGB", (width_px, photo_px + _caption_height()), PAPER)
+def _cells(answers: Sequence[Answer], width_px: int, photo_px: int) -> list[Image.Image]:
+    """Of one size: as high as the longest expression needs."""
+    lines = max((len(_expression(answer, width_px)) for answer in answers), default=1)
+    return [cell(answer, width_px, photo_px, lines) for answer in answers]
+
+
+def _expression(answer: Answer, width_px: int) -> list[str]:
+    return _wrapped(f"“{answer.expression}”", _font(18), width_px, CAPTION_LINES)
+
+
+def cell(answer: Answer, width_px: int, photo_px: int, lines: int = CAPTION_LINES) -> Image.Image:
+    """The photo fitted into `width_px` x `photo_px`, below it the expression, with room for `lines`, and the note."""
+    drawn = Image.new("RGB", (width_px, photo_px + 10 + 24 * lines + 26), PAPER)
     drawn.paste(PANEL, (0, 0, width_px, photo_px))
     photo = marked_photo(answer.rgb, answer.true, answer.predicted, width_px, photo_px)
     drawn.paste(photo, ((width_px - photo.width) // 2, (photo_px - photo.height) // 2))
     draw = ImageDraw.Draw(drawn)
     top = photo_px + 10
-    for line in _wrapped(f"“{answer.expression}”", _font(18), width_px, CAPTION_LINES):
+    for line in _expression(answer, width_px):
         draw.text((0, top), line, INK, _font(18))
         top += 24
     left = 0
@@ -219,10 +229,6 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width_px: int, lines: int)
             line, is_cut = line[:-1], True
         found.append(line.rstrip() + "…" * is_cut)
     return found
-
-
-def _caption_height() -> int:
-    return 10 + 24 * CAPTION_LINES + 26
 
 
 @cache

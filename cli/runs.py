@@ -23,6 +23,14 @@ DEPTH = 2
 SHOWN_CHANGES = 3
 SPLITS = ("val", "test", "testA", "testB", "testC", "train")
 """Of several that were measured at one step, the first is shown."""
+OPTIONS = {
+    "shuffle_captions": False,
+    "split": "train",
+    "negatives": "gathered",
+    "precision": "float32",
+    "compile": "off",
+}
+"""Options of `train` that change what a run learns, and their usual values. The first makes it a control."""
 FIGURES = {"rec_acc50": "REC Acc@0.5", "res_miou": "RES mIoU"}
 
 
@@ -53,7 +61,7 @@ class Row:
     preset: str = ""
     """The one its settings are nearest to."""
     changes: dict[str, Any] = field(default_factory=dict)
-    """Setting -> value, where it is not the preset's."""
+    """Setting or option of `train` -> value, where it is not the preset's or the usual one."""
     dataset: str = ""
     epochs: int = 0
     """Finished."""
@@ -170,8 +178,7 @@ def _row(path: Path) -> Row:
     try:
         run = Run.open(path)
         preset, changes = nearest_preset(run)
-        if run.facts.get("shuffle_captions"):  # before all else: its figures are those of a control
-            changes = {"train.shuffle_captions": True} | changes
+        unlike = {name: run.facts[name] for name, usual in OPTIONS.items() if run.facts.get(name, usual) != usual}
         position = newest_position(run.checkpoints)
     except WeakmcnError as fault:
         return Row(run=str(path), fault=str(fault))
@@ -180,7 +187,7 @@ def _row(path: Path) -> Row:
         run=str(path),
         method=run.facts["method"],
         preset=preset,
-        changes=changes,
+        changes=unlike | changes,
         dataset=run.dataset,
         epochs=position.epoch if position else 0,
         epochs_total=run.train.epochs,
@@ -268,7 +275,7 @@ def _show_rows(rows: Sequence[Row]) -> None:
 
 def _settings(row: Row) -> str:
     """Method, preset and the first few settings that are not the preset's."""
-    names = [f"{name.partition('.')[2]}={_short(value)}" for name, value in row.changes.items()]
+    names = [f"{name.rpartition('.')[2]}={_short(value)}" for name, value in row.changes.items()]
     rest = [f"and {len(names) - SHOWN_CHANGES} more"] if len(names) > SHOWN_CHANGES else []
     return ", ".join([f"{row.method} {row.preset}", *names[:SHOWN_CHANGES], *rest])
 

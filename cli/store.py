@@ -1,6 +1,6 @@
 """`weakmcn store`: what a store holds, whether its bytes are whole, and the space that can be given back."""
 
-from collections.abc import Callable, Collection, Iterator, Sized
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -65,6 +65,7 @@ def verify(
     Writes   nothing but the store's derived indices
     Example  weakmcn store verify store --stages sam,masks
     """
+    from ..pipeline.estimate import counted
     from ..pipeline.plain_table import plain_console
     from ..shards.columns import FAMILIES
     from ..shards.errors import ConfigError
@@ -81,7 +82,7 @@ def verify(
     for problem in problems:
         console.print(problem, markup=False, soft_wrap=True)
     if problems:
-        told_mend = f"{_count(problems, 'problem')}. To mend: {repair_command(store)}"
+        told_mend = f"{counted(len(problems), 'problem')}. To mend: {repair_command(store)}"
         console.print(told_mend, markup=False, soft_wrap=True)
         raise typer.Exit(1)
     checked = [family for stage, family in opened.families.items() if asked is None or stage in asked]
@@ -108,6 +109,7 @@ def repair(
     Removes  files of the store, for good
     Example  weakmcn store repair store --dry-run
     """
+    from ..pipeline.estimate import counted
     from ..pipeline.plain_table import plain_console
     from ..shards.repair import repair as mend
     from ..shards.store import Store
@@ -125,7 +127,7 @@ def repair(
         say(f"{store}: nothing is broken.")
         return
     verb = "would be dropped" if dry_run else "dropped"
-    say(f"{store}: {_count(done.damages, 'fault')}, {_size(done.bytes)} {verb}.")
+    say(f"{store}: {counted(len(done.damages), 'fault')}, {_size(done.bytes)} {verb}.")
     for command in done.commands:
         say(f"To make it again: {command}")
 
@@ -205,10 +207,6 @@ def _bytes(store: "Store", stages: Collection[str] | None) -> int:
     """Of the shards of the families in use."""
     chosen = [family for stage, family in store.families.items() if stages is None or stage in stages]
     return sum(shard.bytes for family in chosen for shard in family.survey.shards.values())
-
-
-def _count(what: Sized, name: str) -> str:
-    return f"{len(what)} {name}{'' if len(what) == 1 else 's'}"
 
 
 def _row(store: "Store", folder: Path) -> tuple[str, ...]:

@@ -127,6 +127,11 @@ def in_words(seconds: float) -> str:
     return f"{large} {unit} {small} {under}" if small else f"{large} {unit}"
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things: "1 mask", "1,200 masks"."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
 def in_bytes(count: float) -> str:
     """A size in decimal units: "812 kB", "64.7 GB"."""
     for unit in ("B", "kB", "MB", "GB"):

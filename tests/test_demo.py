@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from weakmcn.cli.demo import spread
 from weakmcn.cli.main import app
-from weakmcn.cli.pictures import GREEN, YELLOW, Answer, Marks, cell, marked_photo
+from weakmcn.cli.pictures import GREEN, YELLOW, Answer, Marks, answer_picture, cell, marked_photo
 from weakmcn.model.evaluate import SentenceRecord
 from weakmcn.model.run import Run
 from weakmcn.shards.store import Store
@@ -175,6 +175,15 @@ def test_a_long_expression_ends_in_an_ellipsis_and_keeps_the_cell_s_size() -> No
         )
         sizes.add(cell(answer, 340, 300).size)
     assert len(sizes) == 1
+
+
+def test_a_picture_is_as_high_as_its_longest_expression_needs() -> None:
+    short, long = (
+        Answer(rgb=np.zeros((30, 90, 3), np.uint8), expression=words, note="", predicted=Marks(box=None, mask=None))
+        for words in ("ring", "the " * 80 + "ring")
+    )
+    one, two, both = (answer_picture(answers) for answers in ([short], [long], [short, long]))
+    assert one.height < two.height == both.height
 
 
 def test_the_readme_s_python_runs(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -258,6 +258,19 @@ def test_a_control_is_told_as_one_wherever_its_figures_are(
     assert f"note: {b}: {said}" in run("runs", "compare", a, b).out
 
 
+def test_options_of_a_training_that_change_what_it_learns_are_told_beside_its_settings(
+    world: Path, tmp_path: Path, run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    path = copied(world, tmp_path) / "long"
+    before = json.loads(run("runs", path, "--json").out)[0]["changes"]
+    facts = json.loads((path / "run.json").read_text())
+    unlike = {"split": "val", "negatives": "local, 2 ranks", "precision": "bfloat16", "compile": "inductor"}
+    (path / "run.json").write_text(json.dumps(facts | unlike))
+    assert json.loads(run("runs", path, "--json").out)[0]["changes"] == unlike | before
+    assert "split=val, negatives=local, 2 ranks, precision=bfloat16" in run("runs", path).out
+
+
 def test_a_damaged_measurement_is_refused_with_the_mend(world: Path, tmp_path: Path, run) -> None:
     runs = copied(world, tmp_path)
     for path in (runs / "long", runs / "short"):
