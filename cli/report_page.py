@@ -186,8 +186,8 @@ def _breakdowns(contents: Contents) -> str:
     if contents.masks:
         key += f'<i class="res"></i>{escape(contents.res)}'
     return (
-        f'<p class="key">{key}</p><p class="faint">n: sentences. What lies on a border counts to the right of it. '
-        f"{escape(contents.objects)}</p>"
+        f'<p class="key">{key}</p><p class="faint">n: sentences. '
+        f"What lies on a border belongs to the bin on its right. {escape(contents.objects)}</p>"
         f'<div class="charts">{"".join(charts)}</div>'
     )
 
