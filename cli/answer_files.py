@@ -93,17 +93,23 @@ def _draw(photo: Photo, found: Sequence[Found], path: Path) -> None:
         Answer(
             rgb=photo.rgb,
             expression=each.phrase,
-            note=" · ".join(
-                [
-                    *([] if each.objectness is None else [f"objectness {each.objectness:.2f}"]),
-                    *([f"unknown: {', '.join(each.unknown_words)}"] if each.unknown_words else []),
-                ]
-            ),
+            note=_note(each),
             predicted=Marks(box=cut_to(photo, each.box), mask=each.mask),
         )
         for each in found
     ]
     save_picture(answer_picture(cells), path)
+
+
+def _note(found: Found) -> str:
+    told = []
+    if found.objectness is not None:
+        told.append(f"objectness {found.objectness:.2f}{', hardly anything' if found.is_faint else ''}")
+    if found.mask is not None and not found.mask.any():
+        told.append("mask empty")
+    if found.unknown_words:
+        told.append(f"unknown: {', '.join(found.unknown_words)}")
+    return " · ".join(told)
 
 
 def cut_to(photo: Photo, box: np.ndarray | None) -> np.ndarray | None:

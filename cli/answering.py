@@ -30,6 +30,9 @@ KEY = "0" * 12
 PHOTOS_AT_ONCE = 16
 """Decoded at a time; the largest batch of any preset."""
 PHRASES_AT_ONCE = 64
+FAINT = 0.05
+"""Objectness below which an answer is told to be hardly one."""
+HARDLY = "the detector sees hardly anything there"
 
 Columns = dict[str, np.ndarray]
 
@@ -50,6 +53,11 @@ class Found:
     without a box."""
     mask: np.ndarray | None
     """bool [h, w]; None where the run's method predicts no masks."""
+
+    @property
+    def is_faint(self) -> bool:
+        """Whether there is hardly anything in the box."""
+        return self.objectness is not None and self.objectness < FAINT
 
 
 class Answerer:
@@ -74,14 +82,15 @@ class Answerer:
         """What is to be told of a phrase that is not read as it stands; "" of any other."""
         told = [cut_remark(phrase, self._run.model.max_tokens)]
         if unknown := self._unknown(phrase):
-            is_all = len(unknown) == min(len(words_of(phrase)), self._run.model.max_tokens)
+            is_all = set(unknown) == set(words_of(phrase)[: self._run.model.max_tokens])
             whole = "; it knows no word of this, and its answer means nothing" if is_all else ""
             told.append(f"the run has never seen: {', '.join(unknown)}{whole}")
         return "; ".join(filter(None, told))
 
     def _unknown(self, phrase: str) -> list[str]:
-        """The words that are read of a phrase and that the run has never seen."""
-        return self._vocabulary.unknown(" ".join(words_of(phrase)[: self._run.model.max_tokens]))
+        """The words that are read of a phrase and that the run has never seen, each once."""
+        read = " ".join(words_of(phrase)[: self._run.model.max_tokens])
+        return list(dict.fromkeys(self._vocabulary.unknown(read)))
 
     def see(self, photos: Sequence[Photo], *, of: int | None = None) -> list[Columns]:
         """The columns of each photo as the store would give them, large maps with the codec's rounding.

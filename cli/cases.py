@@ -163,7 +163,7 @@ BREAKDOWNS = (
     ),
     Breakdown(
         title="Overlap inside the predicted box",
-        axis="percent of the box that belongs to other objects than its main one",
+        axis="percent of the box on other objects than its main one",
         value=lambda case: None if case.overlap is None else 100 * case.overlap,
         edges=(1e-9, 5, 10, 20, 40),
         labels=("0", "0–5", "5–10", "10–20", "20–40", "40+"),

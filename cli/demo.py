@@ -241,10 +241,9 @@ def _measure(run: "Run", splits: Sequence[str]) -> tuple["Store", list["Evaluati
     from ..model.checkpoint import newest_position
     from ..model.evaluate import evaluate_run
     from ..model.results import keep
-    from ..shards.store import Store
     from .evaluate import show
 
-    store = Store.open(run.store)
+    store = run.open_store()
     position = newest_position(run.checkpoints)
     found = [evaluate_run(run, split, store=store, device="auto") for split in splits]
     if position is not None:

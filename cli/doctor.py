@@ -153,6 +153,7 @@ def _show_machine(console: "Console", machine: "Machine", *, shipped: tuple[int,
 def _show_checkpoints(console: "Console", folder: Path, seen: Sequence["Verification"]) -> None:
     from ..pipeline.health import presets_of
     from ..pipeline.plain_table import plain_table
+    from ..pipeline.stages import stage_named
 
     table = plain_table(gap=0)
     table.add_column("file", overflow="fold")
@@ -162,6 +163,8 @@ def _show_checkpoints(console: "Console", folder: Path, seen: Sequence["Verifica
     for each in seen:
         stage = each.published.stage if each.published else ""
         detail = f"for {_listed(presets_of(each))}" if each.state == "missing" else each.detail
+        if each.state == "missing" and not stage_named(stage).default:
+            detail += f", with --stages {stage} only"
         if each.published is None and detail.startswith(CONVERTED):
             detail += "; weakmcn convert makes it a run"
         table.add_row(each.path.name, stage, f"[{COLOURS[each.state]}]{each.state}[/]", detail)

@@ -127,9 +127,8 @@ Measured = tuple[dict[str, str], "Evaluation"]
 
 def _of_run(run: "Run", split: str, shards: Path | None, dataset: str | None, device: str) -> Measured:
     from ..model.evaluate import evaluate_run
-    from ..shards.store import Store
 
-    store = Store.open(shards or run.store)
+    store = run.open_store(shards)
     found = evaluate_run(run, split, store=store, dataset=dataset, device=device)
     facts = {"run": str(run.path), "store": str(store.path), "dataset": found.dataset, "split": found.split}
     return {**facts, "weights": "ema"}, found

@@ -81,12 +81,12 @@ def export(
     """
     from ..model.run import Run
     from ..pipeline.datasets import ALIASES
+    from ..pipeline.export import refuse_strangers
     from ..shards.errors import ConfigError
-    from ..shards.store import Store
     from .who_answers import checkpoint_of, tell_notes
 
     opened = Run.open(run)
-    store = Store.open(shards or opened.store)
+    store = opened.open_store(shards)
     opened.check_columns(store)
     name = ALIASES.get(dataset, dataset) if dataset else opened.dataset
     masks = _masks(opened, store, mask)
@@ -94,6 +94,8 @@ def export(
         raise ConfigError("--box mask and --min-agreement need masks; make them: weakmcn precompute --stages masks.")
     if form != Format.simrec and out.is_dir():
         raise ConfigError(f"--out {out}: is a folder; name a file, {out / f'{name}-{split}.json'} for example.")
+    if form != Format.simrec:
+        refuse_strangers(out)
     facts = {
         **{"run": str(run), "method": opened.facts["method"], "dataset": name, "split": split},
         **{"mask": masks, "box": str(box), "min_score": min_score, "min_agreement": min_agreement},

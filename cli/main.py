@@ -9,6 +9,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -17,6 +18,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ..shards import faults
+from ..shards.choices import did_you_mean
 from ..shards.errors import WeakmcnError
 from . import (
     check,
@@ -183,7 +185,33 @@ def _usage(fault: typer.TyperException) -> str:
         word = argument.metavar or argument.name.upper()
         if argument.param_type_name == "argument" and asked in (argument.name, word.lower()):
             return f"no such option: --{asked}; write {word} without it: {context.command_path} {word}; {see}"
-    return f"{message[:1].lower()}{message[1:]}{'' if message.endswith('?') else ';'} {see}"
+    message = message[:1].lower() + message[1:]
+    if message.startswith("no such option"):
+        message = f"no such option: --{asked}{_instead(asked, context)}"
+    elif message.startswith("got unexpected extra argument"):
+        message += _one_each(context)
+    return f"{message}{'' if message.endswith('?') else ';'} {see}"
+
+
+def _instead(asked: str, context: Any) -> str:
+    """What may be meant by an option that a command does not have: " (did you mean ...?)", or what to write."""
+    if asked == "with" and context.parent is not None:
+        return f"; it stands before the command: weakmcn --with FILE {context.info_name} …"
+    options = [option for each in context.command.params for option in each.opts if option.startswith("--")]
+    if "--set" in options:
+        from ..model.config import ModelConfig, TrainConfig
+
+        for section, kind in (("model", ModelConfig), ("train", TrainConfig)):
+            if asked.replace("-", "_") in {field.name for field in fields(kind)}:
+                return f"; it is a setting: --set {section}.{asked.replace('-', '_')}=VALUE"
+    return did_you_mean(f"--{asked}", options)
+
+
+def _one_each(context: Any) -> str:
+    """What to write where a pattern such as photos/*.jpg became several words."""
+    given = [each for each in context.command.params if each.multiple and set(each.opts) & set(sys.argv)]
+    folder = ", or name their folder" if given and "DIR" in (given[0].metavar or "") else ""
+    return "".join(f"; {each.opts[0]} takes one, write it again before each{folder}" for each in given[:1])
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

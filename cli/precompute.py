@@ -47,7 +47,7 @@ def precompute(
         str | None,
         typer.Option(
             help="Networks and sizes: pocket, refcoco, refcoco-small, sam-b, …",
-            show_default="the store's, else pocket",
+            show_default="the store's, else pocket for a pocket world and refcoco for photographs",
             autocompletion=completion.frozen_presets,
         ),
     ] = None,
@@ -130,7 +130,7 @@ def precompute(
     from ..pipeline.precompute import precompute, settings
 
     report = precompute(
-        settings(store, preset=preset, codec=codec, checkpoints=_pairs(checkpoint or [])),
+        settings(store, data=data, preset=preset, codec=codec, checkpoints=_pairs(checkpoint or [])),
         store=store,
         data=data,
         dataset=dataset,

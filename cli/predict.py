@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 FOLDER = Path("weakmcn-answers")
 """Where the answers about several photographs go."""
-FAINT = 0.05
-"""Objectness below which an answer is told to be hardly one."""
 
 
 def predict(
@@ -88,16 +86,18 @@ def predict(
     config = frozen_networks(opened, checkpoints_named(checkpoint or ()))
     bad, remarks = looked_at(asked, side=config.side_px)
     require_sound(bad, len(asked), skip_bad=skip_bad)
+    several = len(asked) > 1
     answerer = Answerer(opened, config, where)
     tell_notes(opened)
+    asked = [each for each in asked if each.image not in bad]
     _tell_before(answerer, asked, bad, remarks)
     facts = {"run": str(run), "checkpoint": checkpoint_of(opened)}
     output.begin()
     rows = []
-    for question, photo, found in _answered(answerer, [each for each in asked if each.image not in bad]):
+    for question, photo, found in _answered(answerer, asked):
         rows.append(output.write(question, photo, found))
         if not as_json:
-            _tell(question, found, named=len(asked) > 1)
+            _tell(question, found, named=several)
     written = output.end(rows, facts)
     if as_json:
         skipped = [{"image": str(path), "reason": reason.removeprefix(f"{path}: ")} for path, reason in bad.items()]
@@ -127,15 +127,15 @@ def _answered(answerer: "Answerer", asked: Sequence["Question"]) -> Iterator[tup
 
 def _tell(question: "Question", found: Sequence["Found"], *, named: bool) -> None:
     from ..pipeline.images import shown
+    from .answering import HARDLY
 
     for each in found:
         said = []
         if each.box is not None:
-            x0, y0, x1, y1 = (f"{value:.0f}" for value in each.box)
+            x0, y0, x1, y1 = (round(float(value)) for value in each.box)
             said.append(f"box {x0} {y0} to {x1} {y1}")
         if each.objectness is not None:
-            faint = " (the detector sees hardly anything there)" if each.objectness < FAINT else ""
-            said.append(f"objectness {each.objectness:.2f}{faint}")
+            said.append(f"objectness {each.objectness:.2f}{f' ({HARDLY})' if each.is_faint else ''}")
         if each.mask is not None:
             said.append(f"mask {each.mask.sum():,} px" if each.mask.any() else "mask empty")
         typer.echo((f"{shown(question.name)} " if named else "") + f"“{shown(each.phrase)}”: {', '.join(said)}")

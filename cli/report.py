@@ -54,7 +54,6 @@ def report(
     from ..pipeline.datasets import ALIASES
     from ..shards.atomic import write_bytes
     from ..shards.errors import ConfigError
-    from ..shards.store import Store
     from .photographs import data_folder
     from .report_page import Contents, page
 
@@ -62,7 +61,7 @@ def report(
     if target.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--out {target}: the page is HTML; write {target.with_suffix('.html')}.")
     opened = Run.open(run)
-    store = Store.open(shards or opened.store)
+    store = opened.open_store(shards)
     name = ALIASES.get(dataset, dataset) if dataset else opened.dataset
     folder = data_folder(store, name, data)
     found = evaluate_run(opened, split, store=store, dataset=name, device=device)

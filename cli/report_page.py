@@ -186,8 +186,8 @@ def _breakdowns(contents: Contents) -> str:
     if contents.masks:
         key += f'<i class="res"></i>{escape(contents.res)}'
     return (
-        f'<p class="key">{key}</p><p class="faint">n: sentences. '
-        f"What lies on a border belongs to the bin on its right. {escape(contents.objects)}</p>"
+        f'<p class="key">{key}</p><p class="faint">n: sentences. What is on a border belongs to the bin on its right, '
+        f"and bins without a sentence are left out. {escape(contents.objects)}</p>"
         f'<div class="charts">{"".join(charts)}</div>'
     )
 
@@ -227,7 +227,8 @@ def _gallery(contents: Contents) -> str:
         '<span id="shown" class="faint"></span></form>'
     )
     return (
-        '<p class="key"><i class="true"></i>truth<i class="predicted"></i>prediction; box and outline of the mask</p>'
+        '<p class="key"><i class="true"></i>truth<i class="predicted"></i>prediction; box and outline of the mask'
+        '<span class="right"><span class="dot"></span>right</span><span><span class="dot"></span>wrong</span></p>'
         f'{form}<div class="gallery">{"".join(_figure(shown, boxes=contents.boxes) for shown in contents.shown)}</div>'
     )
 

@@ -69,6 +69,8 @@ class Row:
     converted: bool = False
     seconds: float = 0.0
     """Of training."""
+    masks_mean_nothing: bool = False
+    """Its mask head has not begun to learn, and RES says nothing."""
     measured: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Data set and split -> figures, and the epoch they are of."""
     fault: str | None = None
@@ -193,6 +195,7 @@ def _row(path: Path) -> Row:
         epochs_total=run.train.epochs,
         converted=run.converted is not None,
         seconds=_seconds(run),
+        masks_mean_nothing=run.masks_mean_nothing,
         measured={
             f"{each.dataset} {each.split}": {**each.summary, "epoch": each.epoch, "is_newest": each.step == step}
             for each in sorted(all_results(run), key=lambda each: _rank(run, each))
@@ -266,7 +269,10 @@ def _show_rows(rows: Sequence[Row]) -> None:
         of = split.removeprefix(f"{row.dataset} ")
         if figures and not figures["is_newest"]:
             of += f", epoch {figures['epoch']}"
-        cells = (f"{figures[name]:.1f}" if name in figures else "" for name in FIGURES)
+        told = {name: f"{figures[name]:.1f}" for name in FIGURES if name in figures}
+        if row.masks_mean_nothing and "res_miou" in told:
+            told["res_miou"] = "–"
+        cells = (told.get(name, "") for name in FIGURES)
         epochs = "converted" if row.converted else f"{row.epochs}/{row.epochs_total}"
         time = in_words(row.seconds) if row.seconds else ""
         table.add_row(row.run, _settings(row), row.dataset, epochs, *cells, of, time)

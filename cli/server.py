@@ -26,10 +26,10 @@ from socketserver import TCPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from ..pipeline.images import Photo
-from ..shards.errors import InputError, WeakmcnError
+from ..pipeline.images import Photo, remark_on
+from ..shards.errors import ImageError, InputError, WeakmcnError
 from .answer_files import answer_row, cut_to
-from .answering import KEY, Answerer, Columns, with_words
+from .answering import HARDLY, KEY, Answerer, Columns, with_words
 from .pictures import Marks, marked_photo
 
 ADDRESS = "127.0.0.1"
@@ -132,6 +132,8 @@ class Site(ThreadingHTTPServer):
     def answer(self, data: bytes, phrase: str) -> dict[str, Any]:
         """The answer to one phrase about the photograph in `data`. WeakmcnError if it cannot be given."""
         with_words(phrase, "the phrase")
+        if not data:
+            raise ImageError("the photograph: empty file (0 bytes); choose another one.")
         photo = Photo.of(KEY, data, Path("the photograph"), side=self._answerer.side)
         with self._lock:
             if self._closing:
@@ -139,7 +141,8 @@ class Site(ThreadingHTTPServer):
             if photo.sha256 != self._last[0]:
                 self._last = photo.sha256, self._answerer.see([photo])[0]
             (found,) = self._answerer.answers(photo, self._last[1], [phrase])
-        row = {**answer_row(found), "remark": found.remark}
+        told = [remark_on(data), found.remark, HARDLY if found.is_faint else ""]
+        row = {**answer_row(found), "remark": "; ".join(filter(None, told))}
         if found.mask is not None:
             row["mask_px"] = int(found.mask.sum())
         marks = Marks(box=cut_to(photo, found.box), mask=found.mask)

@@ -69,6 +69,7 @@ def verify(
     from ..pipeline.plain_table import plain_console
     from ..shards.columns import FAMILIES
     from ..shards.errors import ConfigError
+    from ..shards.mend import refill
     from ..shards.mend import repair as repair_command
     from ..shards.store import Store
 
@@ -88,6 +89,10 @@ def verify(
     checked = [family for stage, family in opened.families.items() if asked is None or stage in asked]
     shards = sum(len(family.survey.shards) for family in checked)
     console.print(f"{store}: {len(checked)} families, {shards} shards, all whole.", soft_wrap=True)
+    for family in checked:
+        if missing := opened.missing(family.stage, opened.keys):
+            told = f"{family.stage} lacks {counted(len(missing), 'image')}; {refill(store, stages=[family.stage])}"
+            console.print(told, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -35,6 +35,7 @@ from ..model.references import FIRST_SPLIT
 from ..model.samples import training_samples
 from ..model.train import train
 from ..model.train_settings import TrainSettings
+from ..pipeline.estimate import counted
 from ..shards.atomic import remove, write_json
 from ..shards.errors import ConfigError, WeakmcnError
 from ..shards.fingerprint import file_sha256, fingerprint, short
@@ -230,6 +231,7 @@ def make(out: Path, runs: Sequence[Planned], jobs: int) -> None:
             tell(_made(out, planned, beside=0))
         return
     with tempfile.TemporaryDirectory(prefix="weakmcn-") as claims:
+        tell(f"{counted(len(missing), 'run')}, {min(jobs, len(missing))} at once; their progress: {out / 'logs'}")
         order = {"out": out, "claims": claims, "runs": [asdict(planned) for planned in missing], "jobs": jobs}
         run_ranks(_SERVE, [order] * min(jobs, len(missing)), out)
 

@@ -249,7 +249,7 @@ def _jobs(device: str) -> int:
 
 
 def _write(out: Path, title: str, context: Sequence[str], grids: "Sequence[Grid]") -> None:
-    """tables.md with all of them, and each as CSV and LaTeX."""
+    """tables.md with all that there are, and each as Markdown, CSV and LaTeX."""
     from importlib.metadata import version
 
     from ..shards.atomic import write_bytes
@@ -257,7 +257,11 @@ def _write(out: Path, title: str, context: Sequence[str], grids: "Sequence[Grid]
 
     command = shlex.join(["weakmcn", *sys.argv[1:]])
     head = [f"# {title}", "", f"weakmcn {version('weakmcn')}: `{command}`", "", *(f"- {line}" for line in context), ""]
-    write_bytes(out / "tables.md", "\n".join([*head, *map(markdown, grids)]).encode())
     for grid in grids:
+        told = [markdown(grid), f"Made by `{command}`: {title}.", "", *(f"- {line}" for line in context), ""]
+        write_bytes(out / f"{grid.name}.md", "\n".join(told).encode())
         write_bytes(out / f"{grid.name}.csv", as_csv(grid).encode())
         write_bytes(out / f"{grid.name}.tex", latex(grid).encode())
+    new = {f"{grid.name}.md" for grid in grids}
+    others = [file.read_text("utf-8") for file in sorted(out.glob("table-*.md")) if file.name not in new]
+    write_bytes(out / "tables.md", "\n".join([*head, *map(markdown, grids), *others]).encode())

@@ -144,7 +144,7 @@ def evaluate_run(
 
     StoreError if that store's columns are not those the run was trained on, or lack images of the split.
     """
-    store = store or Store.open(run.store)
+    store = store or run.open_store()
     run.check_columns(store)
     found = evaluate(
         run.network(ema=ema, device=device_of(device)),

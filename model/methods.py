@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..shards.choices import not_known
+from ..shards.choices import did_you_mean
 from ..shards.errors import ConfigError
 from . import apl, refclip, shatter, tris, tris_segmenter, weakmcn
 from .apl import APL
@@ -181,7 +181,10 @@ def method_of(name: str, file: str | None = None) -> Method:
             f"method {name!r} is in {file!r}, a file of its user's. To run the code of that file, name it before the "
             f"command: weakmcn --with {shlex.quote(file)} …"
         )
-    raise not_known(f"method {name!r}", name, METHODS)
+    raise ConfigError(
+        f"method {name!r} is not known{did_you_mean(name, METHODS)}; choose one of {', '.join(METHODS)}, or name the "
+        "file of your own before the command: weakmcn --with FILE …"
+    )
 
 
 def recipe(method: str, preset_name: str) -> tuple[ModelConfig, TrainConfig]:

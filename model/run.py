@@ -21,6 +21,7 @@ from torch import nn
 
 from ..shards.errors import CheckpointError, ConfigError, InputError, StoreError
 from ..shards.family import called
+from ..shards.layout import STORE_FILE
 from ..shards.records import read_json
 from ..shards.store import Store
 from . import checkpoint
@@ -57,6 +58,7 @@ class Run:
             facts = read_json(path / "run.json")
         except (FileNotFoundError, NotADirectoryError) as fault:
             near = sorted({file.parent for folder in (path, path.parent) for file in folder.glob("*/run.json")})[:3]
+            near = [path.parent] if path.name == "run.json" else near
             mend = f"is it {' or '.join(map(str, near))}?" if near else "weakmcn train makes one."
             raise InputError(f"{path}: no run here (it has no run.json); {mend}") from fault
         except (OSError, ValueError) as fault:
@@ -115,9 +117,17 @@ class Run:
         told, epochs, begins = [], self.train.epochs, self.model.warm_epochs
         if position.epoch < epochs:
             told.append(f"its training is not finished: {position.epoch} of {epochs} epochs, {position.step:,} steps.")
-        if self.method.mask_head_waits(self.model) and (position.epoch, position.batch) <= (begins, 0):
+        if self.masks_mean_nothing:
             told.append(f"its mask head has learned nothing, its masks mean nothing: it begins after {begins} epochs.")
         return told
+
+    @property
+    def masks_mean_nothing(self) -> bool:
+        """Whether the mask head of its newest checkpoint has not begun to learn."""
+        position = None if self.converted else checkpoint.newest_position(self.checkpoints)
+        if position is None or not self.method.mask_head_waits(self.model):
+            return False
+        return (position.epoch, position.batch) <= (self.model.warm_epochs, 0)
 
     @property
     def dataset(self) -> str:
@@ -176,6 +186,15 @@ class Run:
             )
         given = Path(self.facts["store"])
         return given if given.exists() else Path(self.facts["store_absolute"])
+
+    def open_store(self, elsewhere: Path | None = None) -> Store:
+        """Its store, or the one in `elsewhere`; StoreError if there is none."""
+        if elsewhere is None and not (self.store / STORE_FILE).is_file():
+            raise StoreError(
+                f"{self.store}: the store that {self.path} was trained on is not here any more; say where it is now: "
+                "--shards STORE"
+            )
+        return Store.open(elsewhere or self.store)
 
     @property
     def finished(self) -> bool:
@@ -256,7 +275,8 @@ def device_of(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as fault:
-        raise ConfigError(f"device={name!r} cannot be used here ({str(fault).splitlines()[0]}); try cpu.") from fault
+        why = "there is none of this name" if "device type at start" in str(fault) else str(fault).splitlines()[0]
+        raise ConfigError(f"device={name!r} cannot be used here ({why}); try cuda, cuda:1 or cpu.") from fault
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -76,23 +76,11 @@ def load_annotations(root: Path, dataset: str) -> Annotations:
     Raises InputError for an unknown name and AnnotationError, naming file and record, for files that are missing,
     broken or contradict each other.
     """
-    spec = find_dataset(dataset)
-    root = Path(root)
-    if not root.is_dir():
-        raise AnnotationError(f"{root}: there is no such folder; name the one with annotations and photographs.")
-    refs_path, simrec_path = refs_file(root / spec.folder, spec), simrec_file(root, spec)
-    if refs_path is not None:
-        loaded = read_unc(refs_path, spec)
-    elif simrec_path is not None:
-        loaded = read_simrec(simrec_path, root, spec)
-    else:
-        present = ", ".join(find_datasets(root))
-        raise AnnotationError(
-            f"{root}: no {spec.name}; neither {spec.folder}/refs({spec.partition}).p nor anns/{spec.simrec[-1]}.json "
-            f"is there; put its annotations there{f', or name a data set that is: {present}' if present else ''}."
-        )
+    spec, root = find_dataset(dataset), Path(root)
+    path, is_unc = annotation_file(root, spec)
+    loaded = read_unc(path, spec) if is_unc else read_simrec(path, root, spec)
     if not loaded.references:
-        raise AnnotationError(f"{refs_path or simrec_path}: has no reference at all; fetch it again.")
+        raise AnnotationError(f"{path}: has no reference at all; fetch it again.")
     told = _told_source(root)
     annotations = Annotations(
         root=root,
@@ -107,6 +95,23 @@ def load_annotations(root: Path, dataset: str) -> Annotations:
     annotations.warnings.extend(_blank_warnings(annotations))
     annotations.warnings.extend(_shared_photo_warnings(annotations))
     return annotations
+
+
+def annotation_file(root: Path, spec: DatasetSpec) -> tuple[Path, bool]:
+    """The file of a data set's references, and whether its layout is UNC's, not SimREC's.
+
+    AnnotationError if neither is there.
+    """
+    if not root.is_dir():
+        raise AnnotationError(f"{root}: there is no such folder; name the one with annotations and photographs.")
+    unc = refs_file(root / spec.folder, spec)
+    if path := unc or simrec_file(root, spec):
+        return path, unc is not None
+    present = ", ".join(find_datasets(root))
+    raise AnnotationError(
+        f"{root}: no {spec.name}; neither {spec.folder}/refs({spec.partition}).p nor anns/{spec.simrec[-1]}.json "
+        f"is there; put its annotations there{f', or name a data set that is: {present}' if present else ''}."
+    )
 
 
 def load_references(root: Path, dataset: str) -> list[Reference]:
@@ -149,6 +154,11 @@ def exported_by(root: Path) -> str | None:
     """The run whose pseudo labels lie in `root`, as it was named; None where they are nobody's predictions."""
     facts = _export_facts(root)
     return facts["run"] if facts else None
+
+
+def fitting_preset(root: Path) -> str:
+    """The networks for the photographs of `root`: those of the pocket world for what it drew, else the paper's."""
+    return "pocket" if (_told_source(root) or "").startswith("pocket") else "refcoco"
 
 
 def _told_source(root: Path) -> str | None:

@@ -288,7 +288,7 @@ def _photo_problems(root: Path, photos: PhotoCheck, *, wanted: bool) -> Iterator
     if wanted and not photos.folders:
         yield f"{root}: no photographs; put them in {PHOTO_FOLDERS[1]} below it, or link them there"
     if photos.missing:
-        yield f"{len(photos.missing):,} of {photos.total:,} photographs are missing, first {photos.missing[0]}"
+        yield f"photographs missing: {len(photos.missing):,} of {photos.total:,}, first {photos.missing[0]}"
     if photos.broken:
         yield f"{len(photos.broken):,} of {photos.total:,} photographs cannot be used, first {photos.broken[0]}"
 

@@ -29,6 +29,11 @@ from .datasets import COCO_CATEGORIES
 FORMATS = ("coco", "simrec", "jsonl")
 LABEL_KEYS = ("ref_id", "sent_id", "phrase", "score", "candidate", "similarity", "agreement")
 
+CONTRIBUTOR = b'"contributor": "weakmcn"'
+"""Of a COCO export's `info`, which stands at its end."""
+LOOKED_AT_BYTES = 1 << 20
+"""Of a file that is there already: its first line, and its end."""
+
 Box = tuple[float, float, float, float]
 
 
@@ -106,6 +111,23 @@ def image_ids(files: Mapping[str, str]) -> dict[str, int]:
     return numbers if is_clear else {key: int(key) for key in files}
 
 
+def refuse_strangers(path: Path) -> None:
+    """InputError where anything but an earlier export of coco or jsonl would be written over."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        line = file.readline(LOOKED_AT_BYTES)
+        file.seek(max(0, path.stat().st_size - LOOKED_AT_BYTES))
+        is_coco = CONTRIBUTOR in file.read()
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    is_label = isinstance(row, dict) and {"ref_id", "sent_id", "phrase", "candidate", "similarity"} <= row.keys()
+    if not (is_coco or is_label):
+        raise InputError(f"--out {path}: is there already, and no export; choose another name.")
+
+
 def write_lines(path: Path, labels: Iterable[PseudoLabel]) -> int:
     """Write JSON lines; how many."""
     count = 0
@@ -161,7 +183,7 @@ def prepare_simrec(folder: Path, name: str, facts: Mapping[str, Any], *, needed:
     if folder.is_dir() and any(folder.iterdir()):
         wanted = f"{json.dumps(facts, sort_keys=True, indent=2, allow_nan=False)}\n"
         if not known.is_file():
-            raise InputError(f"--out {folder}: holds other things; choose a new folder, or remove it.")
+            raise InputError(f"--out {folder}: holds other things; choose a new folder.")
         if known.read_text("utf-8") != wanted:
             raise InputError(
                 f"--out {folder}: holds labels of other settings ({known.name}); choose a new folder, or remove it."

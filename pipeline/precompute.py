@@ -30,7 +30,7 @@ from ..shards.layout import (
 )
 from ..shards.lock import only_writer
 from ..shards.tables import IMAGES, read_table
-from .annotations import exported_by
+from .annotations import annotation_file, exported_by, fitting_preset
 from .config import PipelineConfig
 from .datasets import find_dataset
 from .detector_bn import check_choice, settled
@@ -67,12 +67,18 @@ EXECUTORS = ("ray", "local")
 def settings(
     store: Path,
     *,
+    data: Path | None = None,
     preset: str | None = None,
     codec: str | None = None,
     checkpoints: Mapping[str, str] | None = None,
 ) -> PipelineConfig:
-    """The settings for a precompute of `store`: those asked for, the rest as the store was made, else `pocket`."""
+    """The settings for a precompute of `store`: those asked for, the rest as the store was made.
+
+    data: whose photographs they are for; a new store takes the preset that fits these, `pocket` where none are named.
+    """
     in_use = {stage: family.stage_json for stage, family in families_in_use(Path(store)).items()}
+    if preset is None and not in_use and data is not None:
+        preset = fitting_preset(Path(data))
     return configured(in_use, preset=preset, codec=codec, checkpoints=checkpoints, store=Path(store))
 
 
@@ -118,6 +124,7 @@ def precompute(
     chosen = chosen_stages(stages, in_use)
     kept = settings(store).detect.statistics if "detect" in in_use else None
     check_choice(detector_bn, store, kept, dataset, splits, chosen)
+    annotation_file(data, find_dataset(dataset))
     digests = checkpoint_digests(config, chosen)  # before anything is written: weights may be missing
     expected, gpu = workers_expected(executor, workers)
 

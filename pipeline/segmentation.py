@@ -102,9 +102,10 @@ def _polygon_fault(polygon: Any, height: int, width: int) -> str | None:
         points = np.array(polygon, np.float64).reshape(-1, 2)  # [points, 2], x y
     except OverflowError:
         return "has a polygon with a number beyond all photos"
-    inside = (points >= -SLACK_PX) & (points <= np.array([width, height]) + SLACK_PX)
-    if not inside.all():  # NaN is not inside either
-        return f"has a polygon that is not finite or leaves its photo of {width}x{height}"
+    if not np.isfinite(points).all():
+        return "has a polygon with a number that is not finite"
+    if (points < -SLACK_PX).any() or (points > np.array([width, height]) + SLACK_PX).any():
+        return f"has a polygon that leaves its photo of {width}x{height} by more than {SLACK_PX:g} px"
     return None
 
 

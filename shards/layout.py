@@ -68,7 +68,9 @@ def read_store_json(path: Path) -> dict[str, Any]:
         if wrong := [stage for stage, name in current.items() if stage_of(name) != stage]:
             raise ValueError(f"{current[wrong[0]]!r} is no family of stage {wrong[0]!r}")
     except (FileNotFoundError, NotADirectoryError):
-        raise StoreError(f"{path} is not a store ({STORE_FILE} is missing); make one: {refill(path)}") from None
+        near = sorted(file.parent for file in path.glob(f"*/{STORE_FILE}"))[:3]
+        mend = f"is it {' or '.join(map(str, near))}?" if near else f"make one: {refill(path)}"
+        raise StoreError(f"{path} is not a store ({STORE_FILE} is missing); {mend}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedShardError(
             f"{file} is damaged ({error}); remove it and run this with its --preset and --checkpoint, finished columns "

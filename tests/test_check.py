@@ -126,7 +126,7 @@ def test_photographs_that_are_missing_or_broken_are_listed(tmp_path: Path, run) 
     assert "cut short" in cut
     assert len(facts["problems"]) == 2
     lines = run("check", tmp_path).out
-    assert "1 of 4 photographs are missing" in " ".join(lines.split())
+    assert "photographs missing: 1 of 4, first" in " ".join(lines.split())
 
 
 def test_no_folder_of_photographs_is_told_with_the_place_for_it(tmp_path: Path) -> None:

@@ -151,6 +151,7 @@ def test_nothing_there_is_no_fault_and_every_file_is_named_with_its_page(run, tm
     ended = run("doctor", "--weights", tmp_path)
     assert ended.status == 0, ended.out
     assert ended.out.rstrip().endswith("Nothing is wrong.")
+    assert "missing for all presets but pocket, with --stages clip only" in " ".join(ended.out.split())
     for entry in PUBLISHED.values():
         assert entry.file in ended.out
         assert entry.page in ended.out

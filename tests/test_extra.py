@@ -50,7 +50,7 @@ def make(run, data: Path, tmp_path: Path):
 
     def call(*words: object):
         common = ("--data", data, "--dataset", "refcoco", "--store", tmp_path / "store", "--executor", "local")
-        return run("precompute", *common, *words)
+        return run("precompute", *common, "--preset", "pocket", *words)
 
     return call
 

@@ -59,7 +59,7 @@ def test_a_second_run_is_refused_in_less_than_a_second_and_told_who_holds_the_st
 ) -> None:
     write_data(tmp_path / "data", images=3, val=1)
     words = ["precompute", "--data", tmp_path / "data", "--dataset", "refcoco", "--store", tmp_path / "store"]
-    words += ["--executor", "local", "--stages", "dino"]
+    words += ["--preset", "pocket", "--executor", "local", "--stages", "dino"]
     holder = commands.begin(*words, folder=tmp_path, environment={faults.VARIABLE: "hang@write:000000.tar"})
     holder.until(lambda: list(tmp_path.glob("store/dino-*/.tmp-*.tar")))
     started = time.monotonic()

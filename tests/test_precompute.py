@@ -415,3 +415,26 @@ def test_the_command_refuses_what_it_cannot_use(world: World, tmp_path: Path) ->
     with pytest.raises(ConfigError, match="did you mean 'pocket'"):
         command(*words, "--preset", "poket")
     assert not (tmp_path / "store").exists()
+
+
+def test_a_new_store_takes_the_networks_that_fit_its_photographs(run, demo: Path, tmp_path: Path) -> None:
+    photographs = write_data(tmp_path / "photographs", images=3, val=1)
+    new = tmp_path / "store"
+    assert settings(new, data=demo / "data").name == "pocket"
+    assert settings(new, data=photographs).name == "refcoco"
+    assert settings(new, data=photographs, preset="sam-b").name == "sam-b"
+    assert settings(demo / "store", data=photographs).name == "pocket"  # it is as it was made
+    ended = run("precompute", "--data", photographs, "--dataset", "refcoco", "--store", new, "--executor", "local")
+    assert (ended.status, new.exists()) == (2, False)
+    assert "3 checkpoints are missing: weights/yolov3_coco.pth" in ended.err
+
+
+def test_the_data_set_is_looked_for_before_the_weights(run, tmp_path: Path) -> None:
+    photographs = write_data(tmp_path / "photographs", images=3, val=1)
+    for data, dataset, says in (
+        (tmp_path / "nowhere", "refcoco", "there is no such folder"),
+        (photographs, "refcocog", "no refcocog-umd"),
+    ):
+        ended = run("precompute", "--data", data, "--dataset", dataset, "--store", tmp_path / "store")
+        assert ended.status == 2
+        assert says in ended.err

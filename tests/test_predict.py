@@ -122,10 +122,10 @@ def test_one_photograph_gives_a_picture_numbers_and_a_mask_for_each_phrase(
 
 def test_a_phrase_without_a_known_word_is_answered_and_told_to_mean_nothing(run: Weakmcn, demo: Path) -> None:
     (photo,) = photos_of(demo, ["000000000005"])
-    ended = run("predict", "--run", demo / "run", "--image", photo, "--phrase", "blorp dog", "--out", "found.png")
+    ended = run("predict", "--run", demo / "run", "--image", photo, "--phrase", "blorp dog blorp", "--out", "found.png")
     assert ended.status == 0
     why = "the run has never seen: blorp, dog; it knows no word of this, and its answer means nothing"
-    assert ended.err == f"{NOTE}“blorp dog”: {why}\n"
+    assert ended.err == f"{NOTE}“blorp dog blorp”: {why}\n"
 
 
 def test_a_phrase_longer_than_is_read_is_told_and_so_is_no_unknown_word_behind_its_end(
@@ -214,7 +214,7 @@ def test_a_box_that_holds_hardly_anything_is_told(
     said = "(the detector sees hardly anything there)"
     assert said not in run(*words).out
     objectness = json.loads(run(*words, "--json").out)["photographs"][0]["answers"][0]["objectness"]
-    monkeypatch.setattr("weakmcn.cli.predict.FAINT", objectness + 0.01)
+    monkeypatch.setattr("weakmcn.cli.answering.FAINT", objectness + 0.01)
     assert said in run(*words).out
 
 

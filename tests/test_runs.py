@@ -271,6 +271,27 @@ def test_options_of_a_training_that_change_what_it_learns_are_told_beside_its_se
     assert "split=val, negatives=local, 2 ranks, precision=bfloat16" in run("runs", path).out
 
 
+def test_masks_of_a_head_that_has_not_begun_to_learn_are_no_figure(demo: Path, run) -> None:
+    assert run("eval", "--run", demo / "run", "--split", "val").status == 0
+    (told,) = json.loads(run("runs", demo / "run", "--json").out)
+    assert told["masks_mean_nothing"]
+    (row,) = [line for line in run("runs", demo / "run").out.splitlines() if "weakmcn pocket" in line]
+    assert f" {told['measured']['refcoco+ val']['rec_acc50']:.1f} " in row
+    assert " – " in row
+
+
+def test_a_store_that_was_moved_is_asked_for(world: Path, tmp_path: Path, run) -> None:
+    path = copied(world, tmp_path) / "long"
+    facts = json.loads((path / "run.json").read_text())
+    moved = {"store": "gone", "store_absolute": str(tmp_path / "gone")}
+    (path / "run.json").write_text(json.dumps(facts | moved))
+    ended = run("eval", "--run", path)
+    assert ended.status == 2
+    assert f"{tmp_path / 'gone'}: the store that {path} was trained on is not here any more" in ended.err
+    assert "--shards STORE" in ended.err
+    assert run("eval", "--run", path, "--shards", facts["store_absolute"]).status == 0
+
+
 def test_a_damaged_measurement_is_refused_with_the_mend(world: Path, tmp_path: Path, run) -> None:
     runs = copied(world, tmp_path)
     for path in (runs / "long", runs / "short"):

@@ -110,6 +110,23 @@ def test_an_answer_is_that_of_predict(site: Site, answerer: Answerer, photo: Pat
     assert picture.width / picture.height == pytest.approx(width / height, rel=0.01)
 
 
+def test_what_predict_tells_of_a_photograph_is_told_here_too(
+    site: Site, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turned, clear = io.BytesIO(), io.BytesIO()
+    picture = Image.open(photo)
+    picture.getexif()[0x0112] = 6
+    picture.save(turned, "JPEG", exif=picture.getexif())
+    see_through = picture.convert("RGBA")
+    see_through.putalpha(128)
+    see_through.save(clear, "PNG")
+    assert find(site, photo.read_bytes(), "red").json["remark"] == ""
+    assert find(site, turned.getvalue(), "red").json["remark"].startswith("its EXIF rotation is ignored")
+    assert find(site, clear.getvalue(), "red blorp").json["remark"].split("; ")[1:] == ["the run has never seen: blorp"]
+    monkeypatch.setattr("weakmcn.cli.answering.FAINT", 2)
+    assert find(site, photo.read_bytes(), "red").json["remark"] == "the detector sees hardly anything there"
+
+
 def test_several_visitors_at_once_each_get_their_own_answer(site: Site, demo: Path) -> None:
     photos = sorted((demo / "data" / "images" / "train2014").iterdir())[:3]
     alone = [find(site, photo.read_bytes()).json for photo in photos]
@@ -132,7 +149,7 @@ def test_what_is_no_photograph_is_refused_in_our_own_words(site: Site, photo: Pa
         (whole[: len(whole) // 2], "the photograph: cut short or damaged"),
         (b"<!DOCTYPE html>", "the photograph: not an image (a web page)"),
         (b"RIFF\0\0\0\0WEBPVP8 ", "the photograph: WebP is not read; store the photo as JPEG or PNG."),
-        (b"", "the photograph: not an image"),
+        (b"", "the photograph: empty file (0 bytes)"),
     ):
         reply = find(site, data)
         assert reply.status == 400

@@ -1,5 +1,6 @@
 """`weakmcn store ls|verify|gc`: what a store holds, what is wrong with it, what may go."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,13 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 from weakmcn.cli.store import app
-from weakmcn.shards.errors import ConfigError, WeakmcnError
+from weakmcn.shards.errors import ConfigError, StoreError, WeakmcnError
 from weakmcn.shards.lock import only_writer
 from weakmcn.shards.reader import Reader
 from weakmcn.shards.store import gc
 from weakmcn.shards.tables import REFERENCES, write_table
 
-from .small_store import KEYS, Small, cut, flip, write_family
+from .small_store import KEYS, PER_SHARD, Small, cut, flip, write_family
 
 # The command.
 
@@ -68,6 +69,20 @@ def test_verify_ends_with_1_on_damage_and_0_without(small: Small) -> None:
     assert run("verify", small.path, "--stages", "detect,masks")[0] == 0
     with pytest.raises(ConfigError, match="'depth' is not known"):
         run("verify", small.path, "--stages", "depth")
+
+
+def test_verify_names_the_columns_that_lack_images(small: Small) -> None:
+    for suffix in ("tar", "json"):
+        (small.folder("sam") / f"000000.{suffix}").unlink()
+    code, text = run("verify", small.path)
+    assert code == 0
+    assert f"sam lacks {PER_SHARD} images; weakmcn precompute" in text
+    assert "--stages sam" in text
+
+
+def test_a_folder_above_a_store_is_told_where_the_store_is(small: Small) -> None:
+    with pytest.raises(StoreError, match=f"is it {re.escape(str(small.path))}"):
+        run("verify", small.path.parent)
 
 
 def test_gc_says_what_it_would_remove_and_then_removes_it(small: Small) -> None:

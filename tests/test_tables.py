@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -217,6 +218,25 @@ def test_a_killed_command_goes_on_and_a_finished_one_only_reads(
     before = {**files(out / "runs"), **files(out / "results")}
     assert run(*words).out == again.out
     assert {**files(out / "runs"), **files(out / "results")} == before
+
+
+def test_tables_of_an_earlier_call_stay_with_their_command(
+    made: tuple[Path, Plan], store: Path, tmp_path: Path, run: Callable[..., Ended]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(made[0], out)
+    words = ["--shards", store, "--dataset", DATASET, "--preset", "pocket", "--out", out, "--jobs", 1, "--no-speed"]
+    words += [word for each in SMALL for word in ("--set", each)]
+    told = []
+    for which in (["1"], ["3", "--method", "weakmcn"]):
+        ended = run("tables", *which, *words)
+        assert ended.status in (0, 3), ended.err
+        told.append((out / "tables.md").read_text())
+    first, both = told
+    assert first.count("\n## ") == 1
+    assert both.count("\n## ") == 2
+    assert (out / "table-1.md").read_text() in both
+    assert "Made by `weakmcn" in both
 
 
 # What is told

@@ -371,7 +371,7 @@ def test_precompute_refuses_a_bad_checkpoint_before_a_shard_is_made_and_runs_no_
         content = torch_file({"a": Payload(tmp_path / "ran")}, legacy=content == "old payload")
     Path("bad.pth").write_bytes(content)
     words = ["--data", "data", "--dataset", "refcoco", "--store", "store", "--executor", "local"]
-    ended = run("precompute", *words, "--checkpoint", "detect=bad.pth")
+    ended = run("precompute", *words, "--preset", "pocket", "--checkpoint", "detect=bad.pth")
     assert ended.status == 2
     assert ended.err.splitlines()[-1].startswith(f"weakmcn: bad.pth: {says}")
     assert "Traceback" not in ended.err

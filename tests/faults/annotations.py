@@ -156,7 +156,9 @@ MASKS = (
     _mask("a line", [[1, 1, 9, 9]], "has a polygon of 4 numbers"),
     _mask("odd coordinates", [[*SQUARE, 4]], "has a polygon of 9 numbers"),
     _mask("words as polygon", [["a"] * 6], "has a polygon that is no list of numbers"),
-    _mask("polygon far outside", [[1e9, *SQUARE[1:]]], "has a polygon that is not finite or leaves its photo of 64x48"),
+    _mask(
+        "polygon far outside", [[1e9, *SQUARE[1:]]], "has a polygon that leaves its photo of 64x48 by more than 2 px"
+    ),
     _mask("polygon of 400 digits", [[10**400, *SQUARE[1:]]], "a number beyond all photos"),
     _mask("an endless outline", [[0, 0, 60, 40] * 4_000], "has polygons longer than 100,000 px"),
     _mask("runs too few", {"size": _SIZE, "counts": [5, 5]}, "has run lengths that do not cover its photo exactly"),

@@ -6,7 +6,10 @@ from pathlib import Path
 
 from .sound import DATASET
 
-PRECOMPUTE = ("precompute", "--data", "data", "--dataset", DATASET, "--store", "new", "--executor", "local")
+PRECOMPUTE = (
+    *("precompute", "--data", "data", "--dataset", DATASET, "--store", "new"),
+    *("--preset", "pocket", "--executor", "local"),
+)
 POCKET = ("pocket", "world")
 DATA_OF = ("precompute", "--data", "data", "--store", "new", "--dataset")
 DEMO = ("demo", "--out")
@@ -89,6 +92,12 @@ BAD_LINES = (
     _line("store", "verify", "nowhere", "--stages", "smA", says="stage 'smA' is not known"),
     _line("train", "--shards", "data", "--dataset", DATASET, "--out", "new", says="data is not a store"),
     _line("eval", "--run", "data", says="data: no run here"),
+    _line("eval", "--run", "r", "--with", "a.py", says="stands before the command: weakmcn --with FILE eval"),
+    _line("train", "--shards", "s", "--lr", "0.1", says="no such option: --lr; it is a setting: --set train.lr=VALUE"),
+    _line(
+        *("predict", "--run", "r", "--image", "a.jpg", "b.jpg", "--phrase", "dog"),
+        says="--image takes one, write it again before each, or name their folder",
+    ),
     _line("predict", "--run", "nowhere", "--image", "a.jpg", "--phrase", "dog", says="nowhere: no run here"),
     _line(
         "convert",

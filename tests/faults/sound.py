@@ -147,7 +147,7 @@ def changed(value: Any, *steps: Any) -> Any:
 def precompute(root: Path, store: Path, *more: object, split: str = "train") -> list[object]:
     """The command line that checks the data set below `root`, and would make one column of it."""
     words = ["precompute", "--data", root, "--dataset", DATASET, "--split", split, "--store", store]
-    return [*words, "--stages", "detect", "--executor", "local", *more]
+    return [*words, "--preset", "pocket", "--stages", "detect", "--executor", "local", *more]
 
 
 def make_pair(commands: Commands, folder: Path) -> None:
@@ -155,6 +155,6 @@ def make_pair(commands: Commands, folder: Path) -> None:
     Data.sound().write(folder / "data")
     made = ("precompute", "--data", "data", "--dataset", DATASET, "--split", "train,val", "--store", "store")
     trained = ("train", "--shards", "store", "--dataset", DATASET, "--out", "run", "--epochs", "1")
-    for words in ((*made, "--executor", "local"), (*trained, "--set", "train.batch=2")):
+    for words in ((*made, "--preset", "pocket", "--executor", "local"), (*trained, "--set", "train.batch=2")):
         ended = commands.run(*words, folder=folder, seconds=120)
         assert ended.status == 0, ended.err
