@@ -4,7 +4,7 @@
     DIR/answers.jsonl                        a line a photograph, each as FILE.json is; written last
     DIR/<photograph>.png, -mask.png, ...     the same pictures, folders below the one that was named kept
 
-What nobody named is never written over, unless an earlier answer wrote it.
+Nothing is written over but an earlier answer.
 """
 
 import json
@@ -21,13 +21,11 @@ from ..pipeline.images import Photo
 from ..shards.atomic import write_bytes, write_json
 from ..shards.codec import rle_encode
 from ..shards.errors import ConfigError
-from ..shards.records import read_json
 from .answering import Found
+from .earlier import LINES, files_of_answer
 from .pictures import Answer, Marks, answer_picture, save_mask, save_picture
 from .questions import SUFFIXES, Question
 
-LINES = "answers.jsonl"
-"""A folder that has it is one of answers."""
 _MASK = re.compile(r"-mask(-\d+)?$")
 
 
@@ -54,14 +52,16 @@ class Output:
         if self.folder is not None:
             write_bytes(self.folder / LINES, b"")
 
-    def write(self, question: Question, photo: Photo, found: Sequence[Found]) -> dict[str, Any]:
+    def write(self, question: Question, photo: Photo, found: Sequence[Found], remark: str) -> dict[str, Any]:
         """Write picture and masks, if anything is written; the answers as JSON, with the names of these files.
 
-        Names are relative to where the numbers will stand.
+        Names are relative to where the numbers will stand. remark: on the photograph, "" for none.
         """
         height, width = photo.rgb.shape[:2]
         answers = [answer_row(each) for each in found]
-        row = {"image": str(question.image), "height": height, "width": width, "answers": answers}
+        row: dict[str, Any] = {"image": str(question.image), "height": height, "width": width, "answers": answers}
+        if remark:
+            row["remark"] = remark
         if self.picture is None and self.folder is None:
             return row
         picture = self.picture or Path(f"{self.folder}") / f"{self.stems[question.image]}.png"
@@ -104,11 +104,10 @@ def _draw(photo: Photo, found: Sequence[Found], path: Path) -> None:
 def _note(found: Found) -> str:
     told = []
     if found.objectness is not None:
-        told.append(f"objectness {found.objectness:.2f}{', hardly anything' if found.is_faint else ''}")
+        told.append(f"objectness {found.objectness:.2f}")
     if found.mask is not None and not found.mask.any():
         told.append("mask empty")
-    if found.unknown_words:
-        told.append(f"unknown: {', '.join(found.unknown_words)}")
+    told += filter(None, [found.told])
     return " · ".join(told)
 
 
@@ -124,8 +123,8 @@ def cut_to(photo: Photo, box: np.ndarray | None) -> np.ndarray | None:
 def answer_row(found: Found) -> dict[str, Any]:
     """One answer as JSON, without the box or the mask of a method that predicts none; to a hundredth of a pixel."""
     row: dict[str, Any] = {"phrase": found.phrase, "unknown_words": found.unknown_words}
-    if found.remark:
-        row["remark"] = found.remark
+    if found.told:
+        row["remark"] = found.told
     if found.box is not None:
         x0, y0, x1, y1 = (float(value) for value in found.box)
         row["box_xyxy"] = [round(value, 2) for value in (x0, y0, x1, y1)]
@@ -167,20 +166,13 @@ def picture_of(target: Path, image: Path) -> Path | None:
 
 
 def _refuse_strangers(picture: Path, count: int) -> None:
-    """ConfigError where a file that nobody named would be written over, unless an earlier answer wrote it."""
+    """ConfigError where anything but an earlier answer would be written over."""
     numbers = picture.with_suffix(".json")
-    ours: set[str] = set()
-    try:
-        earlier = read_json(numbers)
-        ours = {numbers.name, *(row["mask_file"] for row in earlier["answers"] if "mask_file" in row)}
-    except (OSError, ValueError, KeyError, TypeError):  # absent, or somebody else's
-        pass
-    strangers = [file for file in (numbers, *_mask_files(picture, count)) if file.exists() and file.name not in ours]
-    if strangers:
-        raise ConfigError(
-            f"--out {picture}: {strangers[0]} would be written too, it is there and no earlier answer; choose another "
-            "name, or move it away."
-        )
+    ours = files_of_answer(numbers)
+    for file in (picture, numbers, *_mask_files(picture, count)):
+        if file.exists() and file not in ours:
+            what = "is there" if file == picture else f"{file} would be written too, it is there"
+            raise ConfigError(f"--out {picture}: {what} and no earlier answer; choose another name, or move it away.")
 
 
 def _refuse_other_folder(folder: Path) -> None:

@@ -59,6 +59,11 @@ class Found:
         """Whether there is hardly anything in the box."""
         return self.objectness is not None and self.objectness < FAINT
 
+    @property
+    def told(self) -> str:
+        """All that is to be told of the answer, the remark on its phrase first."""
+        return "; ".join(filter(None, [self.remark, HARDLY if self.is_faint else ""]))
+
 
 class Answerer:
     """Answers from a run's newest checkpoint. Not for several threads at once."""

@@ -289,7 +289,7 @@ def answers_of(found: "Evaluation", shown: Sequence["SentenceRecord"], store: "S
             Answer(
                 rgb=rgb,
                 expression=record.sentence,
-                note=record.miss or f"box IoU {record.box_iou:.2f}    mask IoU {record.mask_iou:.2f}",
+                note=record.miss or f"box IoU {record.box_iou:.2f} · mask IoU {record.mask_iou:.2f}",
                 predicted=marks(record.box_photo, record.mask, rgb),
                 true=marks(record.truth_photo, true_masks[record.ref_id], rgb),
                 right=record.box_iou > 0.5,

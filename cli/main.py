@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import fields
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -189,7 +190,7 @@ def _usage(fault: typer.TyperException) -> str:
     if message.startswith("no such option"):
         message = f"no such option: --{asked}{_instead(asked, context)}"
     elif message.startswith("got unexpected extra argument"):
-        message += _one_each(context)
+        message = f"{message.rstrip(';')}; {mend}" if (mend := _one_each(context)) else message
     return f"{message}{'' if message.endswith('?') else ';'} {see}"
 
 
@@ -208,10 +209,21 @@ def _instead(asked: str, context: Any) -> str:
 
 
 def _one_each(context: Any) -> str:
-    """What to write where a pattern such as photos/*.jpg became several words."""
-    given = [each for each in context.command.params if each.multiple and set(each.opts) & set(sys.argv)]
-    folder = ", or name their folder" if given and "DIR" in (given[0].metavar or "") else ""
-    return "".join(f"; {each.opts[0]} takes one, write it again before each{folder}" for each in given[:1])
+    """What to write where several words stand behind an option that takes one: of a phrase, or of photos/*.jpg."""
+    for each in context.command.params:
+        for place, word in enumerate(sys.argv):
+            if not each.multiple or word not in each.opts:
+                continue
+            given = list(takewhile(lambda other: not other.startswith("-"), sys.argv[place + 1 :]))
+            if len(given) < 2:
+                continue
+            if all(Path(other).suffix or Path(other).exists() for other in given):
+                folder = ", or name their folder" if "DIR" in (each.metavar or "") else ""
+                return f"{word} takes one, write it again before each{folder}"
+            phrase = " ".join(given if word == "--phrase" else given[1:]).strip("“”„‘’\"'")
+            if any("--phrase" in other.opts for other in context.command.params):
+                return f'several words need plain quotes: --phrase "{phrase}"'
+    return ""
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -29,6 +29,8 @@ WRONG: Colour = (205, 60, 50)
 SMOOTHING = 2
 SIDE_PER_LINE_PX = 240
 """A large picture is shown smaller than it is: of its longer side so much for a pixel of the lines."""
+PIXELS_SEEN = 12
+"""A photo enlarged by more shows its pixels, and its masks are drawn as they are."""
 MARGIN_PX = 32
 GAP_PX = 24
 SHEET_COLUMNS = 4
@@ -37,6 +39,7 @@ CELL_WIDTH_PX = 340
 CELL_PHOTO_PX = 300
 """Height of a cell's photo area."""
 CAPTION_LINES = 2
+NOTE_LINES = 3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,7 +60,7 @@ class Answer:
     """uint8 [h, w, 3]."""
     expression: str
     note: str
-    """A short line under the expression."""
+    """What is said under the expression."""
     predicted: Marks
     true: Marks | None = None
     right: bool | None = None
@@ -116,16 +119,25 @@ def _grid(cells: Sequence[Image.Image], columns: int) -> Image.Image:
 def _cells(answers: Sequence[Answer], width_px: int, photo_px: int) -> list[Image.Image]:
     """Of one size: as high as the longest expression needs."""
     lines = max((len(_expression(answer, width_px)) for answer in answers), default=1)
-    return [cell(answer, width_px, photo_px, lines) for answer in answers]
+    note_lines = max((len(_note(answer, width_px)) for answer in answers), default=1)
+    return [cell(answer, width_px, photo_px, lines, note_lines) for answer in answers]
 
 
 def _expression(answer: Answer, width_px: int) -> list[str]:
     return _wrapped(f"“{answer.expression}”", _font(18), width_px, CAPTION_LINES)
 
 
-def cell(answer: Answer, width_px: int, photo_px: int, lines: int = CAPTION_LINES) -> Image.Image:
-    """The photo fitted into `width_px` x `photo_px`, below it the expression, with room for `lines`, and the note."""
-    drawn = Image.new("RGB", (width_px, photo_px + 10 + 24 * lines + 26), PAPER)
+def _note(answer: Answer, width_px: int) -> list[str]:
+    return _wrapped(answer.note, _font(15), width_px - _dot_px(answer), NOTE_LINES)
+
+
+def _dot_px(answer: Answer) -> int:
+    return 0 if answer.right is None else 18
+
+
+def cell(answer: Answer, width_px: int, photo_px: int, lines: int = CAPTION_LINES, note_lines: int = 1) -> Image.Image:
+    """The photo fitted into `width_px` x `photo_px`, below it expression and note, with room for so many lines."""
+    drawn = Image.new("RGB", (width_px, photo_px + 10 + 24 * lines + 4 + 22 * max(1, note_lines)), PAPER)
     drawn.paste(PANEL, (0, 0, width_px, photo_px))
     photo = marked_photo(answer.rgb, answer.true, answer.predicted, width_px, photo_px)
     drawn.paste(photo, ((width_px - photo.width) // 2, (photo_px - photo.height) // 2))
@@ -134,12 +146,11 @@ def cell(answer: Answer, width_px: int, photo_px: int, lines: int = CAPTION_LINE
     for line in _expression(answer, width_px):
         draw.text((0, top), line, INK, _font(18))
         top += 24
-    left = 0
     if answer.right is not None:
         _dot(draw, 5, top + 10, RIGHT if answer.right else WRONG)
-        left = 18
-    for line in _wrapped(answer.note, _font(15), width_px - left, 1):
-        draw.text((left, top + 2), line, FAINT, _font(15))
+    for line in _note(answer, width_px)[:note_lines]:
+        draw.text((_dot_px(answer), top + 2), line, FAINT, _font(15))
+        top += 22
     return drawn
 
 
@@ -167,7 +178,9 @@ def marked_photo(rgb: np.ndarray, true: Marks | None, predicted: Marks, width_px
 
 
 def _resized(mask: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """The mask at another size, 0 or 255; the steps of its pixels are rounded off."""
+    """The mask at another size, 0 or 255; the steps of its pixels are rounded off where they are small."""
+    if size[0] > PIXELS_SEEN * mask.shape[1]:
+        return Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
     grey = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
     soft = grey.filter(ImageFilter.GaussianBlur(size[0] / mask.shape[1] / 2))
     return soft.point([0] * 128 + [255] * 128)

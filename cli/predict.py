@@ -1,6 +1,7 @@
 """`weakmcn predict`: photographs and phrases: the frozen networks of the run's store, then the run's heads."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -63,11 +64,12 @@ def predict(
     All photographs are looked at before any work: what cannot be used is listed, exit code 2, or left out with
     --skip-bad. Each is encoded once for all its phrases.
 
-    Boxes are in pixels of the photograph as stored (its EXIF rotation is ignored); they may leave it a little, as
-    `eval` compares them, and are drawn cut to it. Objectness is the detector's, for the chosen box: how sure it is that
+    Boxes are in pixels of the photograph as stored (its EXIF rotation is ignored); they may leave it, as `eval`
+    compares them, and are drawn cut to it. Objectness is the detector's, for the chosen box: how sure it is that
     something is there, whatever the phrase.
     """
     from ..model.run import Run, device_of
+    from ..pipeline.estimate import counted
     from .answer_files import Output, picture_of
     from .answering import Answerer, frozen_networks
     from .questions import looked_at, questions, require_sound
@@ -81,12 +83,14 @@ def predict(
         target = Path(f"{images[0].stem}-weakmcn.png") if is_one else FOLDER
     picture = picture_of(target, images[0]) if is_one and target is not None else None
     opened, where = Run.open(run), str(device_of(device))
-    asked = questions(images, phrase or (), pairs, leave_out=target)
+    asked, passed_by = questions(images, phrase or (), pairs)
+    if passed_by:
+        typer.echo(f"passed by: {counted(passed_by, 'picture')} of earlier answers", err=True)
     output = Output.of(target, picture, asked)
     config = frozen_networks(opened, checkpoints_named(checkpoint or ()))
     bad, remarks = looked_at(asked, side=config.side_px)
     require_sound(bad, len(asked), skip_bad=skip_bad)
-    several = len(asked) > 1
+    names = _names(asked) if len(asked) > 1 else {}
     answerer = Answerer(opened, config, where)
     tell_notes(opened)
     asked = [each for each in asked if each.image not in bad]
@@ -95,9 +99,9 @@ def predict(
     output.begin()
     rows = []
     for question, photo, found in _answered(answerer, asked):
-        rows.append(output.write(question, photo, found))
+        rows.append(output.write(question, photo, found, remarks.get(question.image, "")))
         if not as_json:
-            _tell(question, found, named=several)
+            _tell(names.get(question.image, ""), found)
     written = output.end(rows, facts)
     if as_json:
         skipped = [{"image": str(path), "reason": reason.removeprefix(f"{path}: ")} for path, reason in bad.items()]
@@ -125,7 +129,13 @@ def _answered(answerer: "Answerer", asked: Sequence["Question"]) -> Iterator[tup
                 count(1)
 
 
-def _tell(question: "Question", found: Sequence["Found"], *, named: bool) -> None:
+def _names(asked: Sequence["Question"]) -> dict[Path, str]:
+    """What photographs are called on the screen: as they were typed where two have one name."""
+    times = Counter(question.name for question in asked)
+    return {each.image: each.name if times[each.name] == 1 else str(each.image) for each in asked}
+
+
+def _tell(name: str, found: Sequence["Found"]) -> None:
     from ..pipeline.images import shown
     from .answering import HARDLY
 
@@ -138,7 +148,7 @@ def _tell(question: "Question", found: Sequence["Found"], *, named: bool) -> Non
             said.append(f"objectness {each.objectness:.2f}{f' ({HARDLY})' if each.is_faint else ''}")
         if each.mask is not None:
             said.append(f"mask {each.mask.sum():,} px" if each.mask.any() else "mask empty")
-        typer.echo((f"{shown(question.name)} " if named else "") + f"“{shown(each.phrase)}”: {', '.join(said)}")
+        typer.echo((f"{shown(name)} " if name else "") + f"“{shown(each.phrase)}”: {', '.join(said)}")
 
 
 def _tell_before(
@@ -155,7 +165,7 @@ def _tell_before(
     told: dict[str, list[str]] = {}
     for question in asked:
         if remark := remarks.get(question.image):
-            told.setdefault(remark, []).append(shown(question.name))
+            told.setdefault(remark, []).append(shown(question.image))
     for remark, names in told.items():
         more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
         typer.echo(f"{names[0]}{more}: {remark}", err=True)
@@ -169,7 +179,7 @@ def _require_question(images: Sequence[Path], phrases: Sequence[str], pairs: Pat
     if images and not phrases:
         raise ConfigError("missing option '--phrase'; see weakmcn predict --help.")
     if phrases and not images:
-        raise ConfigError("--phrase is for photographs of --image, those of --pairs have their own; name some.")
+        raise ConfigError("--phrase is for photographs of --image, those of --pairs have their own; leave it out.")
 
 
 def checkpoints_named(texts: Sequence[str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What `predict` is asked: photographs, in folders or one by one, and for each the phrases to find on it."""
 
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from ..pipeline.images import decode, fit_letterbox, read_bytes, remark_on, show
 from ..shards.errors import ImageError, InputError
 from ..shards.records import read_rows
 from .answering import with_words
+from .earlier import files_of_answers
 
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp"),
@@ -32,26 +34,29 @@ class Question:
     phrases: tuple[str, ...]
 
 
-def questions(
-    images: Sequence[Path], phrases: Sequence[str], pairs: Path | None, *, leave_out: Path | None
-) -> list[Question]:
+def questions(images: Sequence[Path], phrases: Sequence[str], pairs: Path | None) -> tuple[list[Question], int]:
     """The photographs in the order they were named, those of a folder by name, each once.
 
     images: files and folders, looked through to the bottom, each asked for all `phrases`. pairs: JSON lines of
-    {"image", "phrase"}. leave_out: a folder below one of these that holds answers, not photographs.
+    {"image", "phrase"}. And how many pictures that earlier answers left in these folders were passed by.
     """
+    passed_by = 0
     texts = tuple(dict.fromkeys(with_words(phrase) for phrase in phrases))
     asked: dict[Path, tuple[str, list[str]]] = {}
     for given in images:
-        found = _in_folder(given, leave_out) if given.is_dir() else [(given, given.name)]
+        if not given.exists() and re.search(r"[*?\[]", given.name):
+            raise InputError(f"--image {shown(given)}: a pattern in quotes stays one; name the folder, or each file.")
+        found, ours = _in_folder(given) if given.is_dir() else ([(given, given.name)], 0)
+        passed_by += ours
         for image, name in found:
             asked.setdefault(image, (name, []))[1].extend(texts)
     for image, name, phrase in [] if pairs is None else _pairs(pairs):
         asked.setdefault(image, (name, []))[1].append(phrase)
-    return [
+    named = [
         Question(image=image, name=name, phrases=tuple(dict.fromkeys(wanted)))
         for image, (name, wanted) in asked.items()
     ]
+    return named, passed_by
 
 
 def looked_at(questions: Sequence[Question], *, side: int) -> tuple[dict[Path, str], dict[Path, str]]:
@@ -75,7 +80,8 @@ def require_sound(bad: dict[Path, str], total: int, *, skip_bad: bool) -> None:
         return
     if total == 1:
         raise ImageError(next(iter(bad.values())))
-    lines = [f"{len(bad):,} of {total:,} photographs cannot be used; mend them, or leave them out with --skip-bad:"]
+    mend = "mend some: none is left" if skip_bad else "mend them, or leave them out with --skip-bad"
+    lines = [f"{len(bad):,} of {total:,} photographs cannot be used; {mend}:"]
     lines += list(bad.values())[:LISTED]
     if len(bad) > LISTED:
         lines.append(f"and {len(bad) - LISTED:,} more")
@@ -93,21 +99,28 @@ def _look_at(image: Path, *, side: int) -> tuple[str | None, str | None]:
     return None, remark_on(data)
 
 
-def _in_folder(folder: Path, leave_out: Path | None) -> list[tuple[Path, str]]:
-    """The photographs below a folder, hidden ones left out, with their names relative to it; InputError for none."""
-    answers = leave_out.resolve() if leave_out is not None else None
-    if answers is not None and folder.resolve() not in answers.parents:
-        answers = None
-    found = []
+def _in_folder(folder: Path) -> tuple[list[tuple[Path, str]], int]:
+    """The photographs below a folder, hidden ones left out, with their names relative to it; InputError for none.
+
+    And how many pictures of earlier answers were passed by.
+    """
+    answers = files_of_answers(folder)
+    found, passed_by = [], 0
     for path in sorted(folder.rglob("*")):
         below = path.relative_to(folder)
         is_hidden = any(part.startswith(".") for part in below.parts)
-        is_answer = answers is not None and answers in path.resolve().parents
-        if path.suffix.lower() in SUFFIXES and not (is_hidden or is_answer or path.is_dir()):
+        if is_hidden or path.suffix.lower() not in SUFFIXES or path.is_dir():
+            continue
+        if path in answers:
+            passed_by += 1
+        else:
             found.append((path, below.as_posix()))
     if not found:
-        raise InputError(f"--image {shown(folder)}: no photograph in this folder; name one with JPEG, PNG, GIF or BMP.")
-    return found
+        only = " but those of earlier answers" if passed_by else ""
+        raise InputError(
+            f"--image {shown(folder)}: no photograph in this folder{only}; name one with JPEG, PNG, GIF or BMP."
+        )
+    return found, passed_by
 
 
 def _pairs(file: Path) -> list[tuple[Path, str, str]]:

@@ -29,7 +29,7 @@ from urllib.parse import parse_qs, urlsplit
 from ..pipeline.images import Photo, remark_on
 from ..shards.errors import ImageError, InputError, WeakmcnError
 from .answer_files import answer_row, cut_to
-from .answering import HARDLY, KEY, Answerer, Columns, with_words
+from .answering import KEY, Answerer, Columns, with_words
 from .pictures import Marks, marked_photo
 
 ADDRESS = "127.0.0.1"
@@ -141,8 +141,7 @@ class Site(ThreadingHTTPServer):
             if photo.sha256 != self._last[0]:
                 self._last = photo.sha256, self._answerer.see([photo])[0]
             (found,) = self._answerer.answers(photo, self._last[1], [phrase])
-        told = [remark_on(data), found.remark, HARDLY if found.is_faint else ""]
-        row = {**answer_row(found), "remark": "; ".join(filter(None, told))}
+        row = {**answer_row(found), "remark": "; ".join(filter(None, [remark_on(data), found.told]))}
         if found.mask is not None:
             row["mask_px"] = int(found.mask.sum())
         marks = Marks(box=cut_to(photo, found.box), mask=found.mask)

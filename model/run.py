@@ -58,7 +58,7 @@ class Run:
             facts = read_json(path / "run.json")
         except (FileNotFoundError, NotADirectoryError) as fault:
             near = sorted({file.parent for folder in (path, path.parent) for file in folder.glob("*/run.json")})[:3]
-            near = [path.parent] if path.name == "run.json" else near
+            near = [path.parent] if (path.parent / "run.json").is_file() else near
             mend = f"is it {' or '.join(map(str, near))}?" if near else "weakmcn train makes one."
             raise InputError(f"{path}: no run here (it has no run.json); {mend}") from fault
         except (OSError, ValueError) as fault:
@@ -275,8 +275,10 @@ def device_of(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as fault:
-        why = "there is none of this name" if "device type at start" in str(fault) else str(fault).splitlines()[0]
-        raise ConfigError(f"device={name!r} cannot be used here ({why}); try cuda, cuda:1 or cpu.") from fault
+        is_unknown = "device type at start" in str(fault)
+        why = "there is none of this name" if is_unknown else str(fault).splitlines()[0]
+        others = "cpu, cuda, cuda:1 or auto" if is_unknown else "cpu or auto"
+        raise ConfigError(f"device={name!r} cannot be used here ({why}); try {others}.") from fault
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -108,9 +108,11 @@ def annotation_file(root: Path, spec: DatasetSpec) -> tuple[Path, bool]:
     if path := unc or simrec_file(root, spec):
         return path, unc is not None
     present = ", ".join(find_datasets(root))
+    near = [str(folder) for folder in sorted(root.iterdir()) if folder.is_dir() and spec.name in find_datasets(folder)]
+    other = f", or name a data set that is: {present}." if present else f"; is it {near[0]}?" if near else ""
     raise AnnotationError(
         f"{root}: no {spec.name}; neither {spec.folder}/refs({spec.partition}).p nor anns/{spec.simrec[-1]}.json "
-        f"is there; put its annotations there{f', or name a data set that is: {present}' if present else ''}."
+        f"is there; put its annotations there{other or '.'}"
     )
 
 

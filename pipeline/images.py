@@ -140,12 +140,18 @@ def remark_on(data: bytes) -> str | None:
     """What of a photo that `decode` takes is not looked at, in words; None for nothing. data: of its file."""
     header = _open_header(data, "")
     if _is_turned(header):
-        return "its EXIF rotation is ignored: boxes, masks and picture are of the photograph as it is stored"
+        return (
+            "its EXIF rotation is ignored, boxes and masks are of the photograph as stored; store it upright for others"
+        )
     if "A" not in header.getbands():
         return None
     with _one_large if header.width * header.height > LARGE_PIXELS else nullcontext():
         is_opaque = np.asarray(header.getchannel("A")).min() == 255
-    return None if is_opaque else "its transparency is ignored: what counts are the colours below it, often black"
+    return (
+        None
+        if is_opaque
+        else "its transparency is ignored, the colours below it count, often black; store it without for others"
+    )
 
 
 def read_bytes(path: Path) -> bytes:

@@ -186,6 +186,16 @@ def test_a_picture_is_as_high_as_its_longest_expression_needs() -> None:
     assert one.height < two.height == both.height
 
 
+def test_a_mask_of_a_photo_whose_pixels_are_seen_is_drawn_pixel_by_pixel() -> None:
+    rgb, mask = np.full((20, 24, 3), 90, np.uint8), np.zeros((20, 24), bool)
+    mask[12, 5] = mask[3, 8] = True
+    drawn = np.asarray(marked_photo(rgb, None, Marks(box=None, mask=mask), 720, 600)).astype(int)
+    for row, column in ((12, 5), (3, 8)):
+        inside = drawn[row * 30 + 6 : row * 30 + 24, column * 30 + 6 : column * 30 + 24]
+        assert np.abs(inside - 90).max() < 20  # the photo, in a yellow frame; all around is dimmed
+    assert drawn[300, 600].max() < 80
+
+
 def test_the_readme_s_python_runs(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
     (tmp_path / "readme.py").write_text(readme.split("```python\n")[1].split("```")[0])

@@ -176,6 +176,44 @@ def test_answers_in_a_folder_of_photographs_are_not_taken_for_photographs(
         assert [row["image"] for row in answers_in(tmp_path / "weakmcn-answers")] == ["0.jpg"]
 
 
+def test_pictures_that_earlier_answers_left_are_passed_by_and_told(run: Weakmcn, demo: Path, tmp_path: Path) -> None:
+    first, _ = some_photos(demo, tmp_path / "photos", 2)
+    (tmp_path / "photos/theirs.json").write_text("{}")
+    shutil.copy(first, tmp_path / "photos/theirs.png")
+    words = ["predict", "--run", demo / "run", "--phrase", "red", "--phrase", "blue"]
+    assert run(*words, "--image", first, "--out", "photos/one.png").status == 0
+    assert run(*words, "--image", "photos", "--out", "photos/inside").err.count("passed by: 3 pictures") == 1
+    again = run(*words, "--image", "photos", "--json")
+    assert "passed by: 12 pictures of earlier answers" in again.err
+    asked = [row["image"] for row in json.loads(again.out)["photographs"]]
+    assert asked == ["photos/0.jpg", "photos/1.jpg", "photos/theirs.png"]
+    refused = run(*words, "--image", "photos/inside")
+    assert refused.status == 2
+    assert "no photograph in this folder but those of earlier answers" in refused.err
+
+
+def test_nothing_is_written_over_but_an_earlier_answer(run: Weakmcn, demo: Path, tmp_path: Path) -> None:
+    (photo,) = some_photos(demo, tmp_path / "photos", 1)
+    words = ["predict", "--run", demo / "run", "--image", photo, "--phrase", "red", "--out"]
+    assert run(*words, "mine.png").status == run(*words, "mine.png").status == 0
+    for theirs in ("a.png", "b.json", "c-mask.png"):
+        Path(theirs).write_bytes(b"theirs")
+        ended = run(*words, f"{theirs[0]}.png")
+        assert ended.status == 2
+        assert f"{theirs[0]}.png: " in ended.err
+        assert "and no earlier answer; choose another name, or move it away" in ended.err
+        assert Path(theirs).read_bytes() == b"theirs"
+
+
+def test_photographs_of_one_name_are_called_on_the_screen_as_they_were_typed(
+    run: Weakmcn, demo: Path, tmp_path: Path
+) -> None:
+    for folder in ("a", "b"):
+        some_photos(demo, tmp_path / folder, 1)
+    told = run("predict", "--run", demo / "run", "--image", "a", "--image", "b", "--phrase", "red").out.splitlines()
+    assert [line.partition(" “")[0] for line in told[:2]] == ["a/0.jpg", "b/0.jpg"]
+
+
 def test_photographs_of_one_name_get_files_of_their_own(run: Weakmcn, demo: Path, tmp_path: Path) -> None:
     (first,) = some_photos(demo, tmp_path / "a", 1)
     (second,) = some_photos(demo, tmp_path / "b", 1)
@@ -216,6 +254,8 @@ def test_a_box_that_holds_hardly_anything_is_told(
     objectness = json.loads(run(*words, "--json").out)["photographs"][0]["answers"][0]["objectness"]
     monkeypatch.setattr("weakmcn.cli.answering.FAINT", objectness + 0.01)
     assert said in run(*words).out
+    told = json.loads(run(*words, "--json").out)["photographs"][0]["answers"][0]["remark"]
+    assert f"({told})" == said
 
 
 def test_json_is_printed_alone_and_files_are_written_where_out_says(run: Weakmcn, demo: Path, tmp_path: Path) -> None:
@@ -245,9 +285,12 @@ def test_what_of_a_photograph_is_not_looked_at_is_told(run: Weakmcn, demo: Path,
     ended = run("predict", "--run", demo / "run", "--image", "photos", "--phrase", "red ring")
     assert ended.status == 0
     assert [line.partition(" ignored")[0] for line in ended.err.splitlines() if "ignored" in line] == [
-        "clear.png: its transparency is",
-        "turned.jpg: its EXIF rotation is",
+        "photos/clear.png: its transparency is",
+        "photos/turned.jpg: its EXIF rotation is",
     ]
+    remarks = {row["image"]: row["remark"] for row in answers_in(tmp_path / "weakmcn-answers") if "remark" in row}
+    assert remarks.keys() == {"photos/clear.png", "photos/turned.jpg"}
+    assert "store it upright" in remarks["photos/turned.jpg"]
 
 
 @pytest.fixture
@@ -285,7 +328,9 @@ def test_broken_photographs_are_left_out_and_told_on_request(
     assert len(printed["photographs"]) == 2
     for path in (broken / "0.jpg", broken / "2.jpg"):
         path.unlink()
-    assert run(*words).status == 2  # nothing would be left
+    ended = run(*words)
+    assert ended.status == 2
+    assert "2 of 2 photographs cannot be used; mend some: none is left:" in ended.err
 
 
 @pytest.mark.parametrize(
@@ -298,6 +343,7 @@ def test_broken_photographs_are_left_out_and_told_on_request(
         (["--image", "photos", "--phrase", "red", "--out", "a.png"], "--out a.png: several photographs need a folder"),
         (["--image", "photos", "--phrase", "red", "--out", "pairs.jsonl"], "--out pairs.jsonl: is a file"),
         (["--image", "photos", "--phrase", "red", "--out", "photos"], "--out photos: holds other things"),
+        (["--image", "photos/*.jpg", "--phrase", "red"], "--image photos/*.jpg: a pattern in quotes stays one"),
         (["--image", "photos", "--phrase", "?!"], '--phrase "?!": no words in it'),
         (["--image", "photos/0.jpg", "--phrase", "red", "--out", "a.jpg"], "--out a.jpg: the picture is a PNG"),
         (["--pairs", "nowhere.jsonl"], "nowhere.jsonl: missing"),

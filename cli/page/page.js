@@ -8,7 +8,7 @@ let preview = null;
 let limit = Infinity;
 
 function say(text, isFault = false) {
-  at("message").textContent = text;
+  at("message").textContent = text.charAt(0).toUpperCase() + text.slice(1);
   at("message").classList.toggle("fault", isFault);
 }
 
@@ -70,7 +70,7 @@ async function ask(event) {
     ];
     if ("mask_px" in answer) facts.push(["mask", answer.mask_px ? `${answer.mask_px.toLocaleString("en")} px` : "empty"]);
     show(answer.picture, `“${answer.phrase}”`, facts);
-    say(answer.remark.charAt(0).toUpperCase() + answer.remark.slice(1));
+    say(answer.remark);
   } catch (fault) {
     const isLost = fault instanceof TypeError || fault instanceof SyntaxError;
     say(isLost ? "No answer: is weakmcn serve still running?" : fault.message, true);

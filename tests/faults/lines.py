@@ -98,6 +98,18 @@ BAD_LINES = (
         *("predict", "--run", "r", "--image", "a.jpg", "b.jpg", "--phrase", "dog"),
         says="--image takes one, write it again before each, or name their folder",
     ),
+    _line(
+        *("predict", "--run", "r", "--phrase", "red", "circle", "--image", "a.jpg"),
+        says='several words need plain quotes: --phrase "red circle"',
+    ),
+    _line(
+        *("predict", "--run", "r", "--image", "a.jpg", "red circle"),
+        says='several words need plain quotes: --phrase "red circle"',
+    ),
+    _line(
+        *("precompute", "--data", ".", "--dataset", DATASET, "--store", "new"),
+        says="put its annotations there; is it data?",
+    ),
     _line("predict", "--run", "nowhere", "--image", "a.jpg", "--phrase", "dog", says="nowhere: no run here"),
     _line(
         "convert",
