@@ -169,7 +169,7 @@ def _refuse_strangers(picture: Path, count: int) -> None:
     """ConfigError where anything but an earlier answer would be written over."""
     numbers = picture.with_suffix(".json")
     ours = files_of_answer(numbers)
-    for file in (picture, numbers, *_mask_files(picture, count)):
+    for file in (numbers, picture, *_mask_files(picture, count)):
         if file.exists() and file not in ours:
             what = "is there" if file == picture else f"{file} would be written too, it is there"
             raise ConfigError(f"--out {picture}: {what} and no earlier answer; choose another name, or move it away.")

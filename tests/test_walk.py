@@ -63,6 +63,11 @@ def test_what_the_gate_is_said_to_type_it_types() -> None:
     assert re.search(r"^just clusters\b", text_of(".ci/run"), re.MULTILINE)
 
 
+def test_nothing_is_shown_that_is_not_compared_and_no_command_named_that_is_not_typed() -> None:
+    assert [step.code for page in PAGES for step in steps(page.read_text("utf-8")) if step.by_gate and step.shown] == []
+    assert named(text_of(f"docs/{ELSEWHERE}")) == []
+
+
 def test_a_page_that_shows_what_is_not_printed_is_found() -> None:
     shown = plain("store: 192 px\nto write 8.9 MB, free 52.5 GB; about 6 s\n…\nall is well\n")
     assert is_shown(shown, plain("store:  192 px\nto write 8.9 MB, free 3 GB; about 11 s\nso\nand so\nall is well"))
