@@ -70,7 +70,7 @@ class Output:
             if each.mask is not None:
                 save_mask(each.mask, file)
                 answer["mask_file"] = file.relative_to(base).as_posix()
-        _draw(photo, found, picture)
+        _draw(photo, found, picture, remark)
         return {**row, "picture": picture.relative_to(base).as_posix()}
 
     def end(self, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> list[str]:
@@ -88,12 +88,12 @@ class Output:
         return [f"{self.folder / LINES}, and beside it {counted(len(rows), 'picture')}, {counted(masks, 'mask')}"]
 
 
-def _draw(photo: Photo, found: Sequence[Found], path: Path) -> None:
+def _draw(photo: Photo, found: Sequence[Found], path: Path, remark: str) -> None:
     cells = [
         Answer(
             rgb=photo.rgb,
             expression=each.phrase,
-            note=_note(each),
+            note=_note(each, remark),
             predicted=Marks(box=cut_to(photo, each.box), mask=each.mask),
         )
         for each in found
@@ -101,13 +101,13 @@ def _draw(photo: Photo, found: Sequence[Found], path: Path) -> None:
     save_picture(answer_picture(cells), path)
 
 
-def _note(found: Found) -> str:
+def _note(found: Found, remark: str) -> str:
     told = []
     if found.objectness is not None:
         told.append(f"objectness {found.objectness:.2f}")
     if found.mask is not None and not found.mask.any():
         told.append("mask empty")
-    told += filter(None, [found.told])
+    told += filter(None, [found.told, remark])
     return " · ".join(told)
 
 

@@ -177,7 +177,7 @@ def _require_question(images: Sequence[Path], phrases: Sequence[str], pairs: Pat
     if not images and pairs is None:
         raise ConfigError("missing option '--image' or '--pairs'; see weakmcn predict --help.")
     if images and not phrases:
-        raise ConfigError("missing option '--phrase'; see weakmcn predict --help.")
+        raise ConfigError("missing option '--phrase', or --pairs in place of --image; see weakmcn predict --help.")
     if phrases and not images:
         raise ConfigError("--phrase is for photographs of --image, those of --pairs have their own; leave it out.")
 

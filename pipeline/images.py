@@ -140,9 +140,7 @@ def remark_on(data: bytes) -> str | None:
     """What of a photo that `decode` takes is not looked at, in words; None for nothing. data: of its file."""
     header = _open_header(data, "")
     if _is_turned(header):
-        return (
-            "its EXIF rotation is ignored, boxes and masks are of the photograph as stored; store it upright for others"
-        )
+        return "its EXIF rotation is ignored, boxes and masks are of what is stored; store it upright to change that"
     if "A" not in header.getbands():
         return None
     with _one_large if header.width * header.height > LARGE_PIXELS else nullcontext():
@@ -150,7 +148,7 @@ def remark_on(data: bytes) -> str | None:
     return (
         None
         if is_opaque
-        else "its transparency is ignored, the colours below it count, often black; store it without for others"
+        else "its transparency is ignored, the colours below it count, often black; store it without to change that"
     )
 
 

@@ -337,7 +337,10 @@ def test_broken_photographs_are_left_out_and_told_on_request(
     ("words", "says"),
     [
         ([], "missing option '--image' or '--pairs'; see weakmcn predict --help."),
-        (["--image", "photos"], "missing option '--phrase'; see weakmcn predict --help."),
+        (
+            ["--image", "photos"],
+            "missing option '--phrase', or --pairs in place of --image; see weakmcn predict --help.",
+        ),
         (["--phrase", "red", "--pairs", "pairs.jsonl"], "--phrase is for photographs of --image"),
         (["--image", "empty", "--phrase", "red"], "--image empty: no photograph in this folder"),
         (["--image", "photos", "--phrase", "red", "--out", "a.png"], "--out a.png: several photographs need a folder"),
