@@ -52,11 +52,15 @@ def methods(incomplete: str) -> list[str]:
 
 def settings(incomplete: str) -> list[str]:
     """Names that `--set` takes; those that only one method has are left out."""
+    return _last_of(incomplete, ["help", *(f"{name}=" for name in setting_names())])
+
+
+def setting_names() -> list[str]:
+    """model.side_px and so on, without those that only one method has."""
     from ..model.config import ModelConfig, TrainConfig
 
     sections = {"model": ModelConfig, "train": TrainConfig}
-    names = [f"{section}.{field.name}=" for section, kind in sections.items() for field in fields(kind)]
-    return _last_of(incomplete, ["help", *names])
+    return [f"{section}.{field.name}" for section, kind in sections.items() for field in fields(kind)]
 
 
 def _last_of(incomplete: str, names: Iterable[str]) -> list[str]:

@@ -162,9 +162,10 @@ def _show_checkpoints(console: "Console", folder: Path, seen: Sequence["Verifica
     table.add_column("what is known", overflow="fold")
     for each in seen:
         stage = each.published.stage if each.published else ""
-        detail = f"for {_listed(presets_of(each))}" if each.state == "missing" else each.detail
-        if each.state == "missing" and not stage_named(stage).default:
-            detail += f", with --stages {stage} only"
+        detail = each.detail
+        if each.state == "missing":
+            only = "" if stage_named(stage).default else f", with --stages {stage} only"
+            detail = f"for {_listed(presets_of(each))}{only}"
         if each.published is None and detail.startswith(CONVERTED):
             detail += "; weakmcn convert makes it a run"
         table.add_row(each.path.name, stage, f"[{COLOURS[each.state]}]{each.state}[/]", detail)

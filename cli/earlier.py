@@ -1,5 +1,6 @@
 """What earlier answers of `predict` left on the disk: they are no photographs, and may be written over."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..shards.records import read_json
@@ -18,12 +19,12 @@ def files_of_answer(numbers: Path) -> set[Path]:
         return set()
 
 
-def files_of_answers(folder: Path) -> set[Path]:
-    """All that answers wrote below a folder, to its bottom."""
-    found: set[Path] = set()
-    for lines in folder.rglob(LINES):
-        found.update(lines.parent.rglob("*"))
-    for picture in folder.rglob("*.png"):
-        if (numbers := picture.with_suffix(".json")).is_file():
+def files_of_answers(inside: Sequence[Path]) -> set[Path]:
+    """Those that answers wrote, of all that lies in a folder, to its bottom."""
+    folders = {path.parent for path in inside if path.name == LINES}
+    found = {path for path in inside if not folders.isdisjoint(path.parents)}
+    there = set(inside)
+    for picture in inside:
+        if picture.suffix == ".png" and (numbers := picture.with_suffix(".json")) in there:
             found |= files_of_answer(numbers)
     return found

@@ -92,9 +92,9 @@ def export(
     masks = _masks(opened, store, mask)
     if masks is None and (box == BoxFrom.mask or min_agreement is not None):
         raise ConfigError("--box mask and --min-agreement need masks; make them: weakmcn precompute --stages masks.")
-    if form != Format.simrec and out.is_dir():
-        raise ConfigError(f"--out {out}: is a folder; name a file, {out / f'{name}-{split}.json'} for example.")
     if form != Format.simrec:
+        if out.is_dir():
+            raise ConfigError(f"--out {out}: is a folder; name a file, {out / f'{name}-{split}.json'} for example.")
         refuse_strangers(out)
     facts = {
         **{"run": str(run), "method": opened.facts["method"], "dataset": name, "split": split},

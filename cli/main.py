@@ -9,7 +9,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import fields
 from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
@@ -39,12 +38,14 @@ from . import (
     tables,
     train,
 )
+from .completion import setting_names
 from .plain_help import PlainCommand, PlainGroup
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 _terminated = threading.Event()
 DEBUG = "--debug"
+PHRASE = "--phrase"
 GO_ON = ("demo", "precompute", "train", "tables")
 """Commands that, interrupted and typed again, go on where they were."""
 
@@ -190,7 +191,7 @@ def _usage(fault: typer.TyperException) -> str:
     if message.startswith("no such option"):
         message = f"no such option: --{asked}{_instead(asked, context)}"
     elif message.startswith("got unexpected extra argument"):
-        message = f"{message.rstrip(';')}; {mend}" if (mend := _one_each(context)) else message
+        message = f"{message}; {mend}" if (mend := _one_each(context)) else message
     return f"{message}{'' if message.endswith('?') else ';'} {see}"
 
 
@@ -200,29 +201,25 @@ def _instead(asked: str, context: Any) -> str:
         return f"; it stands before the command: weakmcn --with FILE {context.info_name} …"
     options = [option for each in context.command.params for option in each.opts if option.startswith("--")]
     if "--set" in options:
-        from ..model.config import ModelConfig, TrainConfig
-
-        for section, kind in (("model", ModelConfig), ("train", TrainConfig)):
-            if asked.replace("-", "_") in {field.name for field in fields(kind)}:
-                return f"; it is a setting: --set {section}.{asked.replace('-', '_')}=VALUE"
+        field = asked.replace("-", "_")
+        if setting := next((name for name in setting_names() if name.partition(".")[2] == field), None):
+            return f"; it is a setting: --set {setting}=VALUE"
     return did_you_mean(f"--{asked}", options)
 
 
 def _one_each(context: Any) -> str:
     """What to write where several words stand behind an option that takes one: of a phrase, or of photos/*.jpg."""
-    for each in context.command.params:
-        for place, word in enumerate(sys.argv):
-            if not each.multiple or word not in each.opts:
-                continue
-            given = list(takewhile(lambda other: not other.startswith("-"), sys.argv[place + 1 :]))
-            if len(given) < 2:
-                continue
-            if all(Path(other).suffix or Path(other).exists() for other in given):
-                folder = ", or name their folder" if "DIR" in (each.metavar or "") else ""
-                return f"{word} takes one, write it again before each{folder}"
-            phrase = " ".join(given if word == "--phrase" else given[1:]).strip("“”„‘’\"'")
-            if any("--phrase" in other.opts for other in context.command.params):
-                return f'several words need plain quotes: --phrase "{phrase}"'
+    repeated = {option: each for each in context.command.params if each.multiple for option in each.opts}
+    for place, word in enumerate(sys.argv):
+        given = list(takewhile(lambda other: not other.startswith("-"), sys.argv[place + 1 :]))
+        if word not in repeated or len(given) < 2:
+            continue
+        if all(Path(other).suffix or Path(other).exists() for other in given):
+            folder = ", or name their folder" if "DIR" in (repeated[word].metavar or "") else ""
+            return f"{word} takes one, write it again before each{folder}"
+        if PHRASE in repeated:
+            phrase = " ".join(given if word == PHRASE else given[1:]).strip("“”„‘’\"'")
+            return f'several words need plain quotes: {PHRASE} "{phrase}"'
     return ""
 
 

@@ -117,9 +117,9 @@ def _grid(cells: Sequence[Image.Image], columns: int) -> Image.Image:
 
 
 def _cells(answers: Sequence[Answer], width_px: int, photo_px: int) -> list[Image.Image]:
-    """Of one size: as high as the longest expression needs."""
-    lines = max((len(_expression(answer, width_px)) for answer in answers), default=1)
-    note_lines = max((len(_note(answer, width_px)) for answer in answers), default=1)
+    """Of one size: as high as the longest expression and the longest note need."""
+    lines = max([1, *(len(_expression(answer, width_px)) for answer in answers)])
+    note_lines = max([1, *(len(_note(answer, width_px)) for answer in answers)])
     return [cell(answer, width_px, photo_px, lines, note_lines) for answer in answers]
 
 
@@ -135,9 +135,11 @@ def _dot_px(answer: Answer) -> int:
     return 0 if answer.right is None else 18
 
 
-def cell(answer: Answer, width_px: int, photo_px: int, lines: int = CAPTION_LINES, note_lines: int = 1) -> Image.Image:
+def cell(
+    answer: Answer, width_px: int, photo_px: int, lines: int = CAPTION_LINES, note_lines: int = NOTE_LINES
+) -> Image.Image:
     """The photo fitted into `width_px` x `photo_px`, below it expression and note, with room for so many lines."""
-    drawn = Image.new("RGB", (width_px, photo_px + 10 + 24 * lines + 4 + 22 * max(1, note_lines)), PAPER)
+    drawn = Image.new("RGB", (width_px, photo_px + 10 + 24 * lines + 4 + 22 * note_lines), PAPER)
     drawn.paste(PANEL, (0, 0, width_px, photo_px))
     photo = marked_photo(answer.rgb, answer.true, answer.predicted, width_px, photo_px)
     drawn.paste(photo, ((width_px - photo.width) // 2, (photo_px - photo.height) // 2))
@@ -148,7 +150,7 @@ def cell(answer: Answer, width_px: int, photo_px: int, lines: int = CAPTION_LINE
         top += 24
     if answer.right is not None:
         _dot(draw, 5, top + 10, RIGHT if answer.right else WRONG)
-    for line in _note(answer, width_px)[:note_lines]:
+    for line in _note(answer, width_px):
         draw.text((_dot_px(answer), top + 2), line, FAINT, _font(15))
         top += 22
     return drawn

@@ -104,9 +104,10 @@ def _in_folder(folder: Path) -> tuple[list[tuple[Path, str]], int]:
 
     And how many pictures of earlier answers were passed by.
     """
-    answers = files_of_answers(folder)
+    inside = sorted(folder.rglob("*"))
+    answers = files_of_answers(inside)
     found, passed_by = [], 0
-    for path in sorted(folder.rglob("*")):
+    for path in inside:
         below = path.relative_to(folder)
         is_hidden = any(part.startswith(".") for part in below.parts)
         if is_hidden or path.suffix.lower() not in SUFFIXES or path.is_dir():

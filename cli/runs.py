@@ -195,7 +195,7 @@ def _row(path: Path) -> Row:
         epochs_total=run.train.epochs,
         converted=run.converted is not None,
         seconds=_seconds(run),
-        masks_mean_nothing=run.masks_mean_nothing,
+        masks_mean_nothing=position is not None and run.masks_mean_nothing_at(position),
         measured={
             f"{each.dataset} {each.split}": {**each.summary, "epoch": each.epoch, "is_newest": each.step == step}
             for each in sorted(all_results(run), key=lambda each: _rank(run, each))

@@ -27,7 +27,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from ..pipeline.images import Photo, remark_on
-from ..shards.errors import ImageError, InputError, WeakmcnError
+from ..shards.errors import InputError, WeakmcnError
 from .answer_files import answer_row, cut_to
 from .answering import KEY, Answerer, Columns, with_words
 from .pictures import Marks, marked_photo
@@ -132,8 +132,6 @@ class Site(ThreadingHTTPServer):
     def answer(self, data: bytes, phrase: str) -> dict[str, Any]:
         """The answer to one phrase about the photograph in `data`. WeakmcnError if it cannot be given."""
         with_words(phrase, "the phrase")
-        if not data:
-            raise ImageError("the photograph: empty file (0 bytes); choose another one.")
         photo = Photo.of(KEY, data, Path("the photograph"), side=self._answerer.side)
         with self._lock:
             if self._closing:

@@ -117,17 +117,14 @@ class Run:
         told, epochs, begins = [], self.train.epochs, self.model.warm_epochs
         if position.epoch < epochs:
             told.append(f"its training is not finished: {position.epoch} of {epochs} epochs, {position.step:,} steps.")
-        if self.masks_mean_nothing:
+        if self.masks_mean_nothing_at(position):
             told.append(f"its mask head has learned nothing, its masks mean nothing: it begins after {begins} epochs.")
         return told
 
-    @property
-    def masks_mean_nothing(self) -> bool:
-        """Whether the mask head of its newest checkpoint has not begun to learn."""
-        position = None if self.converted else checkpoint.newest_position(self.checkpoints)
-        if position is None or not self.method.mask_head_waits(self.model):
-            return False
-        return (position.epoch, position.batch) <= (self.model.warm_epochs, 0)
+    def masks_mean_nothing_at(self, position: checkpoint.Position) -> bool:
+        """Whether the mask head has not begun to learn there."""
+        waits = self.converted is None and self.method.mask_head_waits(self.model)
+        return waits and (position.epoch, position.batch) <= (self.model.warm_epochs, 0)
 
     @property
     def dataset(self) -> str:

@@ -16,11 +16,12 @@ from typing import Any
 
 from ..shards.choices import did_you_mean
 from ..shards.errors import AnnotationError, ImageError, InputError
-from .datasets import DATASETS, DatasetSpec, count_warnings, find_dataset
+from .datasets import DatasetSpec, count_warnings, find_dataset
+from .layouts import annotation_file
 from .references import Reference, file_name_fault, is_blank
-from .simrec import read_simrec, simrec_file
+from .simrec import read_simrec
 from .sources import clip, is_whole, parse_json, read_source
-from .unc import read_unc, refs_file
+from .unc import read_unc
 
 POCKET_FILE, EXPORT_FILE = "pocket.json", "export.json"
 EXPORT_BYTES = 1 << 16
@@ -97,33 +98,9 @@ def load_annotations(root: Path, dataset: str) -> Annotations:
     return annotations
 
 
-def annotation_file(root: Path, spec: DatasetSpec) -> tuple[Path, bool]:
-    """The file of a data set's references, and whether its layout is UNC's, not SimREC's.
-
-    AnnotationError if neither is there.
-    """
-    if not root.is_dir():
-        raise AnnotationError(f"{root}: there is no such folder; name the one with annotations and photographs.")
-    unc = refs_file(root / spec.folder, spec)
-    if path := unc or simrec_file(root, spec):
-        return path, unc is not None
-    present = ", ".join(find_datasets(root))
-    near = [str(folder) for folder in sorted(root.iterdir()) if folder.is_dir() and spec.name in find_datasets(folder)]
-    other = f", or name a data set that is: {present}." if present else f"; is it {near[0]}?" if near else ""
-    raise AnnotationError(
-        f"{root}: no {spec.name}; neither {spec.folder}/refs({spec.partition}).p nor anns/{spec.simrec[-1]}.json "
-        f"is there; put its annotations there{other or '.'}"
-    )
-
-
 def load_references(root: Path, dataset: str) -> list[Reference]:
     """The references of one data set below `root`, all splits; errors as `load_annotations`."""
     return load_annotations(root, dataset).references
-
-
-def find_datasets(root: Path) -> list[str]:
-    """Names of the data sets whose annotations lie below `root`, in the table's order; their files are not read."""
-    return [spec.name for spec in DATASETS.values() if refs_file(root / spec.folder, spec) or simrec_file(root, spec)]
 
 
 def find_photo(root: Path, file_name: str) -> Path:

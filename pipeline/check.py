@@ -18,14 +18,13 @@ from .annotations import (
     POCKET_FILE,
     Annotations,
     exported_by,
-    find_datasets,
     find_photo,
     is_as_published,
     load_annotations,
 )
 from .config import PipelineConfig
 from .datasets import DATASETS, Counts, DatasetSpec, count, count_warnings, find_dataset
-from .layouts import BESIDE, annotation_files, elsewhere, export_notes, names_to_look_for
+from .layouts import BESIDE, annotation_files, elsewhere, export_notes, find_datasets, names_to_look_for
 from .preflight import FoundPhoto, check_boxes, check_masks, check_photos
 from .references import Reference
 from .simrec import simrec_file

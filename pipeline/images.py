@@ -153,7 +153,7 @@ def remark_on(data: bytes) -> str | None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of an image file, refused with its own word where it is missing, a folder, no file or empty."""
+    """The bytes of an image file, refused with its own word where it is missing, a folder or no file."""
     name = shown(path)
     try:
         status = os.stat(path)
@@ -163,15 +163,12 @@ def read_bytes(path: Path) -> bytes:
             raise ImageError(f"{name}: is a pipe or a device, not a photo; put a plain file in its place.")
         if status.st_size > MAX_BYTES:
             raise ImageError(f"{name}: {status.st_size:,} bytes, the limit is {MAX_BYTES:,}; store the photo smaller.")
-        data = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except FileNotFoundError:
         raise ImageError(f"{name}: missing; put the photo there.") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"{name}: cannot be opened ({reason}); make it readable.") from None
-    if not data:
-        raise ImageError(f"{name}: empty file (0 bytes); fetch the photo again.")
-    return data
 
 
 def read_size(
@@ -230,6 +227,8 @@ def _checked_header(data: bytes, name: str, expect: tuple[int, int] | None, max_
 
 
 def _open_header(data: bytes, name: str) -> Opened:
+    if not data:
+        raise ImageError(f"{name}: empty file (0 bytes); fetch the photo again.")
     for signature, plugin in _FORMATS:
         if data.startswith(signature):
             try:

@@ -7,8 +7,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from .annotations import find_datasets
-from .datasets import DatasetSpec
+from ..shards.errors import AnnotationError
+from .datasets import DATASETS, DatasetSpec
+from .simrec import simrec_file
+from .unc import refs_file
 
 _DEPTH, _FOLDERS, _ENTRIES = 3, 200, 1000
 """How deep, and in how many folders of how many entries, data sets are looked for that do not lie in ROOT itself."""
@@ -40,9 +42,39 @@ def export_notes(root: Path) -> Iterator[str]:
         )
 
 
-def elsewhere(root: Path) -> Path | None:
-    """The nearest folder that data sets lie in instead; None where they are nowhere near."""
-    return next((folder for folder in (root.absolute().parent, *_folders_below(root)) if find_datasets(folder)), None)
+def find_datasets(root: Path) -> list[str]:
+    """Names of the data sets whose annotations lie below `root`, in the table's order; their files are not read."""
+    return [spec.name for spec in DATASETS.values() if refs_file(root / spec.folder, spec) or simrec_file(root, spec)]
+
+
+def annotation_file(root: Path, spec: DatasetSpec) -> tuple[Path, bool]:
+    """The file of a data set's references, and whether its layout is UNC's, not SimREC's.
+
+    AnnotationError if neither is there.
+    """
+    if not root.is_dir():
+        raise AnnotationError(f"{root}: there is no such folder; name the one with annotations and photographs.")
+    unc = refs_file(root / spec.folder, spec)
+    if path := unc or simrec_file(root, spec):
+        return path, unc is not None
+    if present := ", ".join(find_datasets(root)):
+        other = f", or name a data set that is: {present}."
+    else:
+        near = elsewhere(root, spec.name)
+        other = f"; is it {near}?" if near else "."
+    raise AnnotationError(
+        f"{root}: no {spec.name}; neither {spec.folder}/refs({spec.partition}).p nor anns/{spec.simrec[-1]}.json "
+        f"is there; put its annotations there{other}"
+    )
+
+
+def elsewhere(root: Path, name: str | None = None) -> Path | None:
+    """The nearest folder that data sets, or the one of that name, lie in instead; None where they are nowhere near."""
+    for folder in (root.absolute().parent, *_folders_below(root)):
+        found = find_datasets(folder)
+        if name in found if name else found:
+            return folder
+    return None
 
 
 def _folders_below(root: Path) -> Iterator[Path]:

@@ -30,12 +30,13 @@ from ..shards.layout import (
 )
 from ..shards.lock import only_writer
 from ..shards.tables import IMAGES, read_table
-from .annotations import annotation_file, exported_by, fitting_preset
+from .annotations import exported_by, fitting_preset
 from .config import PipelineConfig
 from .datasets import find_dataset
 from .detector_bn import check_choice, settled
 from .estimate import seconds_an_image
 from .index import build_index
+from .layouts import annotation_file
 from .measure import measure
 from .plain_table import plain_console
 from .plan import Plan, Shards, StagePlan, families_in_use, make_plan, workers_expected

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from weakmcn.pipeline.annotations import find_datasets, find_photo, load_annotations, load_references
+from weakmcn.pipeline.annotations import find_photo, load_annotations, load_references
 from weakmcn.pipeline.datasets import COCO_CATEGORIES, DATASETS, find_dataset
+from weakmcn.pipeline.layouts import find_datasets
 from weakmcn.pipeline.references import is_blank
 from weakmcn.pipeline.segmentation import run_lengths
 from weakmcn.shards.codec import rle_decode

@@ -311,14 +311,15 @@ def test_a_folder_of_annotations_is_never_written_into(run: Weakmcn, demo: Path)
     assert sorted((demo / "data").rglob("*")) == before
 
 
-def test_a_file_that_is_no_export_is_never_written_over(run: Weakmcn, exported: Callable[..., Any]) -> None:
+def test_a_file_that_is_no_export_is_never_written_over(run: Weakmcn, exported: Callable[..., Any], demo: Path) -> None:
     for form in ("coco", "jsonl"):
         exported(form, f"labels.{form}")
         exported(form, f"labels.{form}", "--mask", "sam")  # an export is
         for content in (b'{"run": 1}', b"[]", b"\x89PNG", b"", b'{"ref_id": 1, "sent_id": 2, "bbox": [1, 2, 3, 4]}\n'):
             Path("theirs").write_bytes(content)
-            ended = run("export", "--run", "lost", "--split", "val", "--format", form, "--out", "theirs")
+            ended = run("export", "--run", demo / "run", "--split", "val", "--format", form, "--out", "theirs")
             assert ended.status == 2
+            assert "--out theirs: is there already, and no export" in ended.err
             assert Path("theirs").read_bytes() == content
 
 
